@@ -1,0 +1,1 @@
+"""Demonstrations: LIBERO HDF5 files, windows, statistics, action normalisation and binning."""

@@ -1,0 +1,66 @@
+"""Atomic checkpoints: a folder `checkpoints/step-N` exists only when it is complete."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlarft.errors import CheckpointError
+
+STATE_FILE = "state.pt"
+
+
+def save_checkpoint(run: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write `run/checkpoints/step-<step>` so that a kill at any moment leaves no damaged one.
+
+    Args:
+        run: run folder.
+        step: number of finished steps.
+        state: nested dicts, lists, tensors and plain values.
+        keep: how many of the newest checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.partial"):
+        shutil.rmtree(leftover)
+    partial, final = folder / f"step-{step}.partial", folder / f"step-{step}"
+    partial.mkdir()
+    with (partial / STATE_FILE).open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    for old in _finished(folder)[:-keep]:
+        shutil.rmtree(folder / f"step-{old}")
+    return final
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Newest complete checkpoint of a run, or None."""
+    steps = _finished(run / "checkpoints")
+    return run / "checkpoints" / f"step-{steps[-1]}" if steps else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """State written by `save_checkpoint`.
+
+    Raises:
+        CheckpointError: the folder holds no readable state.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path / STATE_FILE, weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path / STATE_FILE}: no readable checkpoint ({error})") from error
+    return state
+
+
+def _finished(folder: Path) -> list[int]:
+    names = (f.name for f in folder.glob("step-*") if not f.name.endswith(".partial"))
+    return sorted(int(name.removeprefix("step-")) for name in names)

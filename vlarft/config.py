@@ -1,0 +1,119 @@
+"""Typed configuration: frozen models that refuse unknown keys, read from YAML and `key=value`."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlarft.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, typed, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def preset_path(name: str) -> Path:
+    """File of a named preset (`tiny`, `small`, `paper`, ...).
+
+    Raises:
+        ConfigError: no preset of that name.
+    """
+    package = Path(__file__).parent
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    known = sorted(f.stem for f in folder.glob("*.yaml")) if folder else []
+    if folder is None or name not in known:
+        raise ConfigError(f"unknown preset '{name}'; known: {', '.join(known) or 'none'}{_near(name, known)}")
+    return folder / f"{name}.yaml"
+
+
+def read_yaml(name_or_file: str | Path) -> dict[str, Any]:
+    """Content of a YAML file, or of a preset when the argument is a bare name.
+
+    Raises:
+        ConfigError: the file is missing or not a YAML mapping.
+    """
+    text = str(name_or_file)
+    path = Path(text) if text.endswith((".yaml", ".yml")) else preset_path(text)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
+    return content
+
+
+def load_config(
+    cls: type[C],
+    name_or_file: str | Path | dict[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> C:
+    """Build a configuration from defaults, then a file or mapping, then `a.b=value` overrides.
+
+    Args:
+        cls: the configuration class.
+        name_or_file: preset name, YAML file, mapping, or None for the defaults.
+        overrides: `key=value` texts; dots reach nested keys, values are read as YAML.
+
+    Raises:
+        ConfigError: one line naming the key, what is allowed and the nearest known key.
+    """
+    if isinstance(name_or_file, dict):
+        values, where = dict(name_or_file), "configuration"
+    else:
+        values = read_yaml(name_or_file) if name_or_file is not None else {}
+        where = str(name_or_file) if name_or_file is not None else "configuration"
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text}: expected key=value")
+        target = values
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            target[parent] = dict(target.get(parent) or {})
+            target = target[parent]
+        target[leaf] = yaml.safe_load(raw)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(cls, error)}") from error
+
+
+def dump_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _explain(cls: type[Config], error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(cls, first["loc"][:-1])
+        return f"unknown key '{key}'{_near(str(first['loc'][-1]), known)}; known: {', '.join(known)}"
+    return f"{key} = {first.get('input')!r}: {first['msg']}"
+
+
+def _known_keys(cls: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    for part in path:
+        field = cls.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        cls = annotation
+    return list(cls.model_fields)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{match[0]}'?)" if match else ""

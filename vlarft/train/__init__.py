@@ -1,0 +1,1 @@
+"""Pre-training of the tokenizer, the world model and the policy: one loop, three losses."""

@@ -185,6 +185,21 @@ def test_policy_with_a_vlm_samples_scores_and_round_trips(tmp_path: Path) -> Non
     assert FlowPolicy.from_pretrained(tmp_path / "policy").encoder.tokenizer is not None
 
 
+def test_a_policy_saved_after_merging_lora_loads_without_it(tmp_path: Path) -> None:
+    encoder_config = tiny_config(lora_rank=2)
+    config = FlowPolicyConfig.preset("tiny").model_copy(update={"encoder": encoder_config})
+    policy = shaken(FlowPolicy(config, STATISTICS, encoder(lora_rank=2)))
+    policy.save_pretrained(tmp_path / "adapters")
+    observation = observe(2)
+    chunk = FlowPolicy.from_pretrained(tmp_path / "adapters").act(observation)
+    torch.testing.assert_close(chunk, policy.act(observation))
+    policy.encoder.merge_lora()
+    policy.save_pretrained(tmp_path / "merged")
+    merged = FlowPolicy.from_pretrained(tmp_path / "merged")
+    assert not any("lora_" in name for name in merged.state_dict())
+    torch.testing.assert_close(merged.act(observation), chunk, rtol=1e-4, atol=1e-5)
+
+
 def test_no_tokenizer_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(CheckpointError, match="tokenizer/"):
         VLMEncoder(tiny_config())(observe(1))

@@ -163,7 +163,9 @@ class CrossAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             self.attn.split(query), *keys_values, dropout_p=dropout
         )
-        delta = self.attn.out_v_proj(mixed.transpose(1, 2).reshape(scenes, n, length, width))
+        delta: Tensor = self.attn.out_v_proj(
+            mixed.transpose(1, 2).reshape(scenes, n, length, width)
+        )
         return x + self.gamma_v * delta
 
 
@@ -204,7 +206,8 @@ class Block(nn.Module):
         x = x + gate_a * self.attn_temporal(_modulate(x, shift_a, scale_a), dropout)
         if keys_values is not None:
             x = self.cross_attn(x, keys_values, dropout)
-        return x + gate_m * self.mlp(_modulate(x, shift_m, scale_m))
+        update: Tensor = gate_m * self.mlp(_modulate(x, shift_m, scale_m))
+        return x + update
 
 
 class FinalLayer(nn.Module):
@@ -307,8 +310,9 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.t_embedder.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
         zero = [
             module[1] for name, module in self.named_modules() if name.endswith("adaLN_modulation")
         ]

@@ -309,7 +309,7 @@ class FlowPolicy(nn.Module):
         s = time[:, None, None, None]
         x = (1 - s) * noise + s * target
         dropout = self.config.head.dropout if self.training else 0.0
-        velocity = self.flow_head(self._project(x), time, conditions, dropout)
+        velocity: Tensor = self.flow_head(self._project(x), time, conditions, dropout)
         return (velocity - (noise - target)).square().mean()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -355,7 +355,9 @@ class FlowPolicy(nn.Module):
         stored = self._stored(getattr(torch, dtype))
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
-        write_json(partial / "config.json", self.config.model_dump(mode="json"))
+        # The encoder's own configuration: merging LoRA changes it.
+        config = self.config.model_copy(update={"encoder": self.encoder.config})
+        write_json(partial / "config.json", config.model_dump(mode="json"))
         write_json(partial / "statistics.json", self.statistics.to_dict())
         if isinstance(self.encoder, VLMEncoder):
             self.encoder.save_tokenizer(partial)
@@ -395,13 +397,12 @@ class FlowPolicy(nn.Module):
             raise CheckpointError(f"{folder}: {error}") from error
         encoder: SmallEncoder | VLMEncoder | None = None
         if isinstance(config.encoder, VLMConfig):
+            chosen = config.encoder
             if attention is not None:
-                chosen = config.encoder.model_copy(update={"attention": attention})
+                chosen = chosen.model_copy(update={"attention": attention})
                 config = config.model_copy(update={"encoder": chosen})
             tokenizer = folder / TOKENIZER_FOLDER
-            encoder = VLMEncoder(
-                config.encoder, load_tokenizer(tokenizer) if tokenizer.is_dir() else None
-            )
+            encoder = VLMEncoder(chosen, load_tokenizer(tokenizer) if tokenizer.is_dir() else None)
         elif attention is not None:
             raise ConfigError(f"attention '{attention}': only a VLM encoder has that choice")
         policy = cls(config, statistics, encoder)

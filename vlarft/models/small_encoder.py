@@ -92,7 +92,7 @@ class SmallEncoder(nn.Module):
         self.film = nn.Linear(width, 2 * last)
         self.mix = ConvBlock(last, last, 1)
         self.project = nn.Linear(last, width)
-        self.side = config.image_size // 2 ** len(config.channels)
+        self.side: int = config.image_size // 2 ** len(config.channels)
         self.position = nn.Parameter(0.02 * torch.randn(self.side**2, width))
         self.word = nn.Embedding(len(config.vocabulary) + 1, width)  # row 0 is the blank
         self.word_position = nn.Parameter(0.02 * torch.randn(config.max_words, width))
@@ -107,7 +107,7 @@ class SmallEncoder(nn.Module):
     @property
     def tokens(self) -> int:
         """Context tokens S of a scene: image tokens, then word tokens."""
-        return self.side**2 + self.config.max_words
+        return self.side * self.side + self.config.max_words
 
     def forward(self, observation: Observation) -> Tensor:
         """Context tokens [P, S, width].

@@ -75,7 +75,7 @@ class VLMConfig(Config):
     kind: Literal["vlm"] = "vlm"
     """Chooses this encoder in a policy's configuration."""
     dino: dict[str, Any] = _DINO
-    """Arguments of transformers' `Dinov2WithRegistersConfig`."""
+    """Arguments of transformers' `Dinov2WithRegistersConfig`; `patch_size` is required."""
     siglip: dict[str, Any] = _SIGLIP
     """Arguments of transformers' `SiglipVisionConfig`."""
     language: dict[str, Any] = _LANGUAGE
@@ -96,7 +96,8 @@ class VLMConfig(Config):
     @property
     def patches(self) -> int:
         """Image tokens."""
-        return int((self.image_size // self.dino.get("patch_size", 14)) ** 2)
+        side = self.image_size // int(self.dino["patch_size"])
+        return side * side
 
 
 class Projector(nn.Module):
@@ -129,13 +130,14 @@ class VLMEncoder(nn.Module):
     def __init__(self, config: VLMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        attention = require_attention(config.attention) if config.attention != "sdpa" else "sdpa"
+        attention = require_attention(config.attention)
         dino = Dinov2WithRegistersConfig(**config.dino)
         siglip = SiglipVisionConfig(**{"vision_use_head": False, **config.siglip})
         language = Qwen2Config(**config.language)
-        if dino.patch_size != siglip.patch_size or config.image_size % dino.patch_size:
+        patch = int(config.dino["patch_size"])
+        if siglip.patch_size != patch or config.image_size % patch:
             raise ConfigError(
-                f"vlm: patches of {dino.patch_size} and {siglip.patch_size} px on "
+                f"vlm: patches of {patch} and {siglip.patch_size} px on "
                 f"{config.image_size} px; expected equal patches that divide the picture"
             )
         for part in (dino, siglip, language):
@@ -193,8 +195,7 @@ class VLMEncoder(nn.Module):
         for name in ("dino", "siglip", "language"):
             part = getattr(self, name)
             if isinstance(part, PeftModel):
-                # peft annotates these methods as the wrapped model's own.
-                setattr(self, name, part.merge_and_unload())  # type: ignore[operator]
+                setattr(self, name, part.merge_and_unload())
         self.config = self.config.model_copy(update={"lora_rank": 0})
 
     def forward(self, observation: Observation) -> Tensor:
@@ -301,7 +302,7 @@ def _with_lora(part: nn.Module, config: VLMConfig) -> PeftModel:
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing for a user to do.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        adapted = get_peft_model(part, lora)  # type: ignore[arg-type]
+        adapted = get_peft_model(part, lora)
     if not isinstance(adapted, PeftModel):
         raise ConfigError(f"lora_rank {config.lora_rank}: peft returned {type(adapted).__name__}")
     return adapted

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+import torch
+
+from vlarft.errors import CheckpointError, ShapeError, UnsupportedModelError
+from vlarft.models.layout import Layout
+from vlarft.models.presets import (
+    LIBERO_ACTION_HIGH,
+    LIBERO_ACTION_LOW,
+    build_transformer,
+    build_world,
+    world_config,
+)
+from vlarft.models.world_model import WorldModel
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world("tiny")
+
+
+def test_paper_size_has_the_official_parameters():
+    with torch.device("meta"):
+        transformer = build_transformer(world_config("paper").transformer, 9008)
+    assert sum(p.numel() for p in transformer.parameters()) == 127_101_696
+    assert len(transformer.state_dict()) == 111
+
+
+def test_vocabulary_and_lengths(world):
+    assert (world.frame_codes, world.context_offset, world.action_offset) == (75, 75, 150)
+    assert world.vocabulary == 75 + 75 + 16 + 2
+    assert world.prompt_length == 64 + 4
+    assert world.sequence_length(8) == 68 + 8 * (7 + 4)
+
+
+def test_sequence_alternates_actions_and_frames(world):
+    context, frames = torch.arange(64)[None], torch.arange(9 * 4).view(1, 9, 4)
+    actions = torch.zeros(1, 8, 7)
+    ids = world.sequence_ids(context, frames, actions)[0]
+    assert ids[:64].tolist() == list(range(75, 139))
+    assert ids[64:68].tolist() == [0, 1, 2, 3]
+    assert ids[68:75].tolist() == world.action_ids(actions)[0, 0].tolist()
+    assert ids[75:79].tolist() == [4, 5, 6, 7]
+    assert ids[-4:].tolist() == [32, 33, 34, 35]
+    mask = world.target_mask(8)
+    assert ids[mask].tolist() == list(range(4, 36))  # neither context, first frame nor actions
+
+
+def test_raw_extremes_are_the_first_and_the_last_bin(world):
+    low, high = torch.tensor(LIBERO_ACTION_LOW), torch.tensor(LIBERO_ACTION_HIGH)
+    ids = world.action_ids(torch.stack([low, high, 3 * low, 3 * high])) - world.action_offset
+    assert ids[0].tolist() == ids[2].tolist() == [0] * 7
+    assert ids[1].tolist() == ids[3].tolist() == [15] * 7
+    with pytest.raises(ShapeError, match=r"\[...,7\], got \[2, 6\]"):
+        world.action_ids(torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_folder_round_trip(world, tmp_path, tied):
+    config = world_config("tiny").transformer.model_copy(update={"tie_word_embeddings": tied})
+    transformer = build_transformer(config, world.vocabulary, seed=3)
+    model = WorldModel(world.tokenizer, transformer, world.layout)
+    model.save_pretrained(tmp_path)
+    again = WorldModel.from_pretrained(tmp_path)
+    ids = torch.randint(world.vocabulary, (2, 30))
+    with torch.inference_mode():
+        assert torch.equal(model.transformer(ids).logits, again.transformer(ids).logits)
+    assert again.layout == world.layout
+
+
+def test_unfit_parts_are_refused(world, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="need 168"):
+        WorldModel(world.tokenizer, build_transformer(world_config("tiny").transformer, 99), world.layout)
+    long = Layout(frames=100, bins=16, action_low=LIBERO_ACTION_LOW, action_high=LIBERO_ACTION_HIGH)
+    with pytest.raises(UnsupportedModelError, match="needs 1168 positions, the transformer has 512"):
+        WorldModel(world.tokenizer, world.transformer, long)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        WorldModel.from_pretrained(tmp_path / "absent")
+    world.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "transformer" / "config.json").read_text())
+    config["num_hidden_layers"] = 3
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="missing 9"):
+        WorldModel.from_pretrained(tmp_path)

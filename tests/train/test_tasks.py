@@ -1,0 +1,153 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from vlarft.config import load_config
+from vlarft.errors import ConfigError, DataError
+from vlarft.models.flow_policy import FlowPolicy
+from vlarft.models.presets import build_tokenizer, build_world
+from vlarft.models.world_model import WorldModel
+from vlarft.train.adversary import Adversary
+from vlarft.train.commands import (
+    Pretraining,
+    train_policy,
+    train_tokenizer,
+    train_world_model,
+)
+from vlarft.train.tokenizer import TokenizerTask, TokenizerTraining
+from vlarft.train.world_model import TokenizedWindows, WorldModelTask, WorldModelTraining
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Four short episodes of noise in the layout that `vlarft data render` writes."""
+    path = tmp_path_factory.mktemp("data") / "pick_up_the_milk_demo.hdf5"
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(task="pick_up_the_milk", language="pick up the milk", observation="before action")
+        data.attrs.update(suite="libero_object", task_id=0, macros_image_convention="opengl")
+        for n, split in enumerate(["train", "train", "val", "val"]):
+            episode = data.create_group(f"demo_{n}")
+            episode.attrs.update(split=split, kind="moved", init_index=n, success=True, episode=n)
+            episode["obs/agentview_rgb"] = rng.integers(0, 255, (13, 32, 32, 3), dtype=np.uint8)
+            for key, size in (("ee_pos", 3), ("ee_ori", 3), ("gripper_states", 2)):
+                episode[f"obs/{key}"] = rng.normal(size=(13, size)).astype(np.float32)
+            episode["actions"] = rng.uniform(-0.9, 0.9, (12, 7)).astype(np.float32)
+    return [path]
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_three_stages_of_a_preset(recordings, tmp_path):
+    config = load_config(Pretraining, "tiny")
+    folder = train_tokenizer(config, recordings, tmp_path / "a")
+    world = WorldModel.from_pretrained(
+        train_world_model(config, recordings, tmp_path / "b", folder)
+    )
+    policy = FlowPolicy.from_pretrained(train_policy(config, recordings, tmp_path / "c"))
+    assert world.layout.action_high[6] == 1
+    assert world.layout.action_low[6] == -1
+    assert world.layout.orientation == policy.statistics.orientation == "rotated-180"
+    final = metrics(tmp_path / "a")[-1]
+    assert {"validation_psnr", "validation_psnr_moving", "validation_lpips"} <= final.keys()
+    assert metrics(tmp_path / "b")[-1]["validation_loss"] == pytest.approx(np.log(75), rel=0.1)
+    assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
+
+
+def test_a_data_set_without_validation_is_refused(recordings, tmp_path):
+    only = tmp_path / "only_demo.hdf5"
+    only.write_bytes(recordings[0].read_bytes())
+    with h5py.File(only, "a") as file:
+        for episode in file["data"].values():
+            episode.attrs["split"] = "train"
+    with pytest.raises(DataError, match="no episode of split 'val'"):
+        train_policy(load_config(Pretraining, "tiny"), [only], tmp_path / "run")
+    with pytest.raises(ConfigError, match="did you mean 'tokenizer_training'"):
+        load_config(Pretraining, {"tokenizer_trainnig": {}})
+
+
+def tokenised(world, count, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    codes = lambda *shape: torch.randint(75, shape, generator=g).short()  # noqa: E731
+    return TokenizedWindows(codes(count, 64), codes(count, 9, 4), torch.rand(count, 8, 7, generator=g))
+
+
+def test_world_model_loss_is_cross_entropy_on_imagined_codes_only():
+    world = build_world("tiny")
+    data = tokenised(world, 4)
+    task = WorldModelTask(world, WorldModelTraining(batch_size=4), data, data)
+    chosen = torch.randint(4, (4,), generator=torch.Generator().manual_seed(3))
+    loss, _ = task.loss(0, torch.Generator().manual_seed(3))
+    ids = world.sequence_ids(
+        data.context[chosen].long(), data.frames[chosen].long(), data.actions[chosen]
+    )
+    logits = world.transformer(ids).logits
+    total, count = 0.0, 0
+    for i in range(ids.shape[1] - 1):
+        if world.target_mask(8)[i + 1]:
+            masked = logits[:, i, : world.frame_codes].log_softmax(-1)
+            total -= masked.gather(1, ids[:, i + 1 : i + 2]).sum().item()
+            count += len(ids)
+    assert count == 4 * 8 * 4
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_world_model_training_leaves_the_tokenizer_alone_and_learns_actions():
+    """Frames are a function of the action: the loss with swapped actions must stay high."""
+    world = build_world("tiny")
+    count = 64
+    data = tokenised(world, count)
+    first = torch.randint(0, 2, (count, 8), generator=torch.Generator().manual_seed(1))
+    actions = torch.zeros(count, 8, 7)
+    actions[..., 0] = first * 1.6 - 0.8
+    frames = torch.cat([torch.zeros(count, 1, 4), (first * 30)[..., None].expand(-1, -1, 4)], 1).short()
+    data = TokenizedWindows(data.context, frames, actions)
+    task = WorldModelTask(world, WorldModelTraining(batch_size=16), data, data)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
+    before = {k: v.clone() for k, v in world.tokenizer.state_dict().items()}
+    for step in range(60):
+        loss, _ = task.loss(step, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    figures = task.validate(world.transformer)
+    assert figures["loss"] < 0.2
+    assert figures["loss_swapped_actions"] > figures["loss"] + 0.3  # a quarter of the codes is new
+    assert all(torch.equal(before[k], v) for k, v in world.tokenizer.state_dict().items())
+
+
+def test_the_adversarial_term_starts_late_and_trains_both_sides(recordings):
+    from vlarft.data.libero import read_episodes
+    from vlarft.data.windows import Windows
+
+    windows = Windows(read_episodes(recordings), 8)
+    config = TokenizerTraining(batch_size=2, adversarial_start=1, discriminator_width=8)
+    task = TokenizerTask(build_tokenizer("tiny"), config, windows, windows)
+    before = [p.clone() for p in task.adversary.discriminator.parameters()]
+    _, figures = task.loss(0, torch.Generator().manual_seed(0))
+    assert "adversarial" not in figures
+    task.after_step(0)
+    unchanged = zip(before, task.adversary.discriminator.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in unchanged)
+    loss, figures = task.loss(1, torch.Generator().manual_seed(0))
+    assert "adversarial" in figures
+    loss.backward()
+    task.after_step(1)
+    changed = zip(before, task.adversary.discriminator.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in changed)
+
+
+def test_a_discriminator_learns_to_tell_bright_from_dark():
+    adversary = Adversary(32, depth=4, width=8, learning_rate=5e-3, seed=0)
+    g = torch.Generator().manual_seed(0)
+    losses = [
+        adversary.update(0.8 + 0.2 * torch.rand(8, 3, 32, 32, generator=g), torch.zeros(8, 3, 32, 32))
+        for _ in range(80)
+    ]
+    assert losses[-1] < 0.8 * losses[0]

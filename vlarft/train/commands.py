@@ -1,0 +1,191 @@
+"""`vlarft train tokenizer|world-model|policy`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vlarft.config import Config, dump_config, load_config
+from vlarft.errors import DataError
+from vlarft.models.flow_policy import FlowPolicyConfig
+from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
+from vlarft.train.loop import train
+from vlarft.train.policy import PolicyTraining
+from vlarft.train.tokenizer import TokenizerTraining
+from vlarft.train.world_model import WorldModelTraining
+
+app = typer.Typer(no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy.")
+
+
+class Pretraining(Config):
+    """A preset file: model sizes and the three pre-training stages."""
+
+    model: WorldConfig = WorldConfig()
+    policy: str | FlowPolicyConfig = "small"  # a named size, or a whole configuration
+    tokenizer_training: TokenizerTraining = TokenizerTraining()
+    world_model_training: WorldModelTraining = WorldModelTraining()
+    policy_training: PolicyTraining = PolicyTraining()
+
+    def policy_config(self) -> FlowPolicyConfig:
+        """The policy's configuration."""
+        return FlowPolicyConfig.preset(self.policy) if isinstance(self.policy, str) else self.policy
+
+
+Data = Annotated[list[Path], typer.Option("--data", help="LIBERO HDF5 files or folders of them.")]
+Run = Annotated[Path, typer.Option("--run", help="Run folder: metrics, checkpoints and the model.")]
+ConfigName = Annotated[str, typer.Option("--config", help="Preset name or YAML file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, dots reach nested keys.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run's newest checkpoint.")]
+
+
+@app.command("tokenizer")
+def tokenizer_command(
+    data: Data, run: Run, config: ConfigName = "small", settings: Settings = None, resume: Resume = False
+) -> None:
+    """Train the FSQ tokenizer.
+
+    Example: vlarft train tokenizer --data rendered/libero_object --run runs/tokenizer
+    """
+    train_tokenizer(_pretraining(config, settings), data, run, resume)
+
+
+@app.command("world-model")
+def world_model_command(
+    data: Data,
+    run: Run,
+    tokenizer: Annotated[Path, typer.Option(help="Folder of a trained tokenizer.")],
+    config: ConfigName = "small",
+    settings: Settings = None,
+    resume: Resume = False,
+) -> None:
+    """Train the world model's transformer on a trained tokenizer's tokens.
+
+    Example: vlarft train world-model --data rendered/libero_object
+    --tokenizer runs/tokenizer/tokenizer --run runs/world
+    """
+    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume)
+
+
+@app.command("policy")
+def policy_command(
+    data: Data, run: Run, config: ConfigName = "small", settings: Settings = None, resume: Resume = False
+) -> None:
+    """Train the policy by behaviour cloning (conditional flow matching).
+
+    Example: vlarft train policy --data rendered/libero_object --run runs/policy
+    """
+    train_policy(_pretraining(config, settings), data, run, resume)
+
+
+def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
+    """Train a tokenizer and write `run/tokenizer`."""
+    from vlarft.train.tokenizer import TokenizerTask
+
+    training, validation = _windows(data, config.model.frames)
+    tokenizer = build_tokenizer(config.model.tokenizer, config.tokenizer_training.seed)
+    task = TokenizerTask(tokenizer, config.tokenizer_training, training, validation)
+    tokenizer.load_state_dict(_train(task, config, config.tokenizer_training, run, resume))
+    tokenizer.save_pretrained(run / "tokenizer")
+    return run / "tokenizer"
+
+
+def train_world_model(
+    config: Pretraining, data: list[Path], run: Path, tokenizer_folder: Path, resume: bool = False
+) -> Path:
+    """Train a world model's transformer and write `run/world`."""
+    import torch
+
+    from vlarft.data.statistics import compute_statistics
+    from vlarft.models.layout import Layout
+    from vlarft.models.tokenizer import Tokenizer
+    from vlarft.models.world_model import WorldModel
+    from vlarft.train.world_model import WorldModelTask, tokenize_windows
+
+    training, validation = _windows(data, config.model.frames)
+    settings = config.world_model_training
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    statistics = compute_statistics(training.episodes)
+    layout = Layout(
+        frames=config.model.frames,
+        bins=config.model.bins,
+        action_low=(*statistics.action_min[:-1], -1.0),
+        action_high=(*statistics.action_max[:-1], 1.0),
+        orientation=statistics.orientation,
+        provenance={
+            "data": {"episodes": statistics.episodes, "steps": statistics.steps},
+            "training": settings.model_dump(mode="json"),
+        },
+    )
+    ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
+    world = WorldModel(tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout)
+    report = _progress("tokenise")
+    tokens = tokenize_windows(
+        tokenizer, training, torch.arange(0, len(training), settings.window_stride), progress=report
+    )
+    held_out = tokenize_windows(
+        tokenizer, validation, torch.linspace(0, len(validation) - 1, min(256, len(validation))).long()
+    )
+    task = WorldModelTask(world, settings, tokens, held_out)
+    world.transformer.load_state_dict(_train(task, config, settings, run, resume))
+    world.save_pretrained(run / "world")
+    return run / "world"
+
+
+def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
+    """Train a policy by behaviour cloning and write `run/policy`."""
+    from vlarft.data.statistics import compute_statistics
+    from vlarft.models.flow_policy import build_policy
+    from vlarft.train.policy import PolicyTask
+
+    training, validation = _windows(data, config.model.frames)
+    settings = config.policy_training
+    policy = build_policy(config.policy_config(), compute_statistics(training.episodes), settings.seed)
+    task = PolicyTask(policy, settings, training, validation)
+    policy.load_state_dict(_train(task, config, settings, run, resume))
+    policy.save_pretrained(run / "policy")
+    return run / "policy"
+
+
+def _pretraining(name: str, settings: list[str] | None) -> Pretraining:
+    return load_config(Pretraining, name, settings or [])
+
+
+def _windows(data: list[Path], frames: int) -> tuple[Any, Any]:
+    from vlarft.data.libero import read_episodes
+    from vlarft.data.windows import Windows
+
+    splits = []
+    for split in ("train", "val"):
+        episodes = read_episodes(data, split=split)
+        if not episodes:
+            where = ", ".join(map(str, data))
+            raise DataError(f"{where}: no episode of split '{split}'; both splits are needed")
+        splits.append(Windows(episodes, frames))
+    return splits[0], splits[1]
+
+
+def _train(task: Any, config: Pretraining, settings: Any, run: Path, resume: bool) -> dict[str, Any]:
+    run.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    console.print(f"{settings.steps} steps of {settings.batch_size} windows -> {run}", highlight=False)
+    dump_config(config, run / "config.yaml")
+
+    def log(record: dict[str, Any]) -> None:
+        figures = "  ".join(
+            f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "learning_rate")
+        )
+        console.print(f"step {record['step']}/{settings.steps}  {figures}", highlight=False, soft_wrap=True)
+
+    return train(task, settings, run, resume, log)
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    console = Console()
+
+    def show(done: int, total: int) -> None:
+        if done == total or done % max(1, total // 10) == 0:
+            console.print(f"{what} {done}/{total}", highlight=False)
+
+    return show

@@ -4,6 +4,7 @@ Building blocks follow diffusers' semantics and names, so that official state di
 are. The conditional pair attends to features of the context frame ("cross_att_blocks").
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 CROSS_ATTENTION_HEADS = 4
 CROSS_ATTENTION_GROUPS = 32  # fixed in the official code, whatever norm_num_groups is
 _EPS = 1e-6
+_PEAK = 12.0  # initial score of a pixel with its own place in the context frame
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,24 @@ class PackedAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """z = SiLU(z + attention(GN(z) + q_pos, GN(context) + kv_pos)): the activation is after the residual."""
+    """z = SiLU(z + attention(GN(z) + q_pos, GN(context) + kv_pos)): the activation is after the residual.
+
+    Position tables are learned. The official code starts them at zero, and then short trainings never
+    find that a pixel should look at its own place in the context frame (its share of the attention
+    stayed at 1 / tokens); here both start as sine tables and queries like keys, so that it does.
+    """
 
     def __init__(self, width: int, tokens: int, dropout: float) -> None:
         super().__init__()
-        self.kv_pos_emb = nn.Parameter(torch.zeros(tokens, width))
-        self.q_pos_emb = nn.Parameter(torch.zeros(tokens, width))
+        table = _position_table(math.isqrt(tokens), width)
+        self.kv_pos_emb = nn.Parameter(table.clone())
+        self.q_pos_emb = nn.Parameter(table)
         self.att = PackedAttention(width, dropout)
+        with torch.no_grad():
+            # q . k of the same place has mean _PEAK: (1/8) gain^2 |table|^2 / sqrt(width / heads)
+            gain = math.sqrt(8 * _PEAK * math.sqrt(width / CROSS_ATTENTION_HEADS) / (2 * width))
+            self.att.in_proj_weight[width : 2 * width] = self.att.in_proj_weight[:width]
+            self.att.in_proj_weight[: 2 * width] *= gain
         self.kv_norm = nn.GroupNorm(CROSS_ATTENTION_GROUPS, width, eps=1e-5)
         self.q_norm = nn.GroupNorm(CROSS_ATTENTION_GROUPS, width, eps=1e-5)
 
@@ -294,6 +307,17 @@ class Decoder(nn.Module):
         if kv is not None:
             x = self.cross_att_blocks[0](x, kv)
         return self.pixels(x)
+
+
+def _position_table(size: int, width: int) -> Tensor:
+    """Two-dimensional sines and cosines of amplitude 2, [size * size, width], row-major."""
+    count = width // 4
+    frequency = math.pi * (1.0 / size) ** (torch.arange(count) / max(1, count - 1))  # pi .. pi / size
+    angle = torch.arange(size)[:, None] * frequency
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows = axis[:, None].expand(-1, size, -1)
+    columns = axis[None].expand(size, -1, -1)
+    return 2 * torch.cat([rows, columns], dim=2).reshape(size * size, 4 * count)
 
 
 def _to_tokens(x: Tensor) -> Tensor:

@@ -101,11 +101,11 @@ PRESETS: dict[str, FlowPolicyConfig] = {
     "small": FlowPolicyConfig(
         encoder=SmallEncoderConfig(),
         head=HeadConfig(
-            width=128, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2,
+            width=96, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2,
             time_features=64, layer_scale=1.0, dropout=0,
         ),
         sigma=HeadConfig(
-            width=64, heads=2, blocks=2, cross_blocks=(0, 1), mlp_ratio=2, time_features=64,
+            width=48, heads=2, blocks=2, cross_blocks=(0, 1), mlp_ratio=2, time_features=64,
             layer_scale=1.0, dropout=0,
         ),
         projector_width=64,

@@ -1,0 +1,13 @@
+// What this processor and its operating system let a program use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace vlarft {
+
+// Names as in /proc/cpuinfo ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", ...), in the
+// order of the table in cpu_features.cpp. Empty on a processor that is not x86-64.
+std::vector<std::string> cpu_features();
+
+}  // namespace vlarft

@@ -1,0 +1,766 @@
+"""RolloutEngine: encode > imagine > decode > compare, and all four as `rollout`."""
+
+import copy
+import logging
+import resource
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlarft.engine import plan as planning
+from vlarft.engine.checks import check_shape, check_tokens
+from vlarft.engine.compare import (
+    Distances,
+    check_comparable,
+    check_metric,
+    check_reference,
+    compare_frames,
+    embed,
+    load_metric,
+    pair_distances,
+)
+from vlarft.engine.decode import decode_tokens, new_frames, render, scene_features
+from vlarft.engine.encode import check_frames, encode_frames
+from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
+from vlarft.engine.plan import Plan
+from vlarft.engine.sampling import Sampling
+from vlarft.engine.scenes import Scenes, scene_keys
+from vlarft.engine.stats import Stopwatch
+from vlarft.errors import BackendError, CheckpointError, ConfigError, ShapeError
+from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
+from vlarft.models.world_model import WorldModel
+from vlarft.reference.attention import causal_attention
+from vlarft.reference.compare import Metric
+from vlarft.reference.decode import unique_frames
+from vlarft.reference.imagine import Prefix, Suffix, load_weights
+
+log = logging.getLogger("vlarft")
+
+Keep = Literal["tokens", "frames"]
+_BACKENDS = ("auto", "native", "reference")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_NO_NATIVE = "native stages (csrc/imagine, csrc/decode, csrc/compare) are not part of this build"
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Distances of imagined rollouts to their reference.
+
+    Attributes:
+        l1: mean absolute pixel difference, float32 [P,N,T].
+        perceptual: the engine's metric, float32 [P,N,T].
+        l1_by_seed: as `l1`, for each noise seed, [S,P,N,T]; `l1` is its mean.
+        perceptual_by_seed: likewise.
+        tokens: int64 [P,N,T,K] when kept.
+        frames: float32 [P,N,T,3,H,W] in [0,1] when kept.
+        expert_tokens: int64 [P,T,K] when tokens are kept and an expert was imagined.
+        expert_frames: float32 [P,T,3,H,W] when frames are kept and an expert was imagined.
+        stats: see docs/compare.md.
+    """
+
+    l1: Tensor
+    perceptual: Tensor
+    l1_by_seed: Tensor
+    perceptual_by_seed: Tensor
+    tokens: Tensor | None = None
+    frames: Tensor | None = None
+    expert_tokens: Tensor | None = None
+    expert_frames: Tensor | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+class RolloutEngine:
+    """Imagines rollouts of actions and measures how far they are from the expert's.
+
+    Weights are copied once, at construction: later changes of `world` have no effect. Results are
+    ordinary tensors on the engine's device, outside any autograd graph.
+
+    Args:
+        world: the world model.
+        backend: "reference" (plain PyTorch), "native", or "auto" (native where it supports the
+            model; the choice is logged).
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16", of the transformer and the decoder. Encoding, sampling and
+            distances are float32 always.
+        metric: "lpips-vgg", "lpips-alex" or "lpips-squeeze" (or an object with `features` and
+            `distance`); weights are loaded at the first comparison.
+        metric_file: the metric's weights, when not where `LPIPS.load` looks.
+        memory_limit: bytes or "8GiB" for everything the engine holds; None: most of what is free.
+        attention: kernel of the prompt's prefill: "sdpa", "flash-attn" or "xformers".
+
+    Raises:
+        BackendError: back end, device or attention kernel cannot run here.
+        UnsupportedModelError: the transformer has a feature that the back end does not compute.
+        ConfigError: an option is unknown.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        *,
+        backend: str = "auto",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        metric: str | Metric = "lpips-vgg",
+        metric_file: str | Path | None = None,
+        memory_limit: int | str | None = None,
+        attention: str = "sdpa",
+    ) -> None:
+        self.backend = _resolve_backend(backend)
+        self.device = _resolve_device(device)
+        self.dtype = _resolve_dtype(dtype)
+        check_metric(metric)
+        self.metric = metric if isinstance(metric, str) else type(metric).__name__
+        self._metric_source, self._metric_file = (
+            metric,
+            None if metric_file is None else str(metric_file),
+        )
+        self._metric: Metric | None = None
+        self._limit = None if memory_limit is None else planning.parse_bytes(memory_limit)
+        self._attention = causal_attention(attention, self.device, self.dtype)
+        longest = world.sequence_length(world.layout.frames)
+        self._weights = load_weights(
+            world.transformer, world.frame_codes, longest, self.device, self.dtype
+        )
+        tokenizer = _own_tokenizer(world.tokenizer, self.device, torch.float32)
+        self._decoder = (
+            tokenizer
+            if self.dtype == torch.float32
+            else _own_tokenizer(world.tokenizer, self.device, self.dtype)
+        )
+        self.world = WorldModel(tokenizer, world.transformer, world.layout)
+        self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
+        self._filled: weakref.WeakSet[Scenes] = weakref.WeakSet()
+        self._rates: dict[str, float] = {}
+        self._size = self._footprint()
+        if backend == "auto":
+            log.info("engine: reference back end on %s, %s (%s)", self.device, dtype, _NO_NATIVE)
+
+    @classmethod
+    def load(cls, folder: str | Path, **options: Any) -> Self:
+        """Load a world folder (or a hub id) and build an engine; options as in the constructor.
+
+        Raises:
+            CheckpointError: not a world folder, or the hub id cannot be fetched.
+        """
+        path = Path(folder)
+        if (
+            not path.exists()
+            and str(folder).count("/") == 1
+            and not str(folder).startswith((".", "/"))
+        ):
+            try:
+                path = Path(snapshot_download(str(folder)))
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(
+                    f"{folder}: neither a folder nor a hub id that can be fetched ({reason}); "
+                    "give a folder with tokenizer/, transformer/ and layout.json"
+                ) from error
+        return cls(WorldModel.from_pretrained(path), **options)
+
+    # --- stages -----------------------------------------------------------------------------
+
+    def encode(
+        self, frames: Tensor | NDArray[np.uint8], keys: Tensor | Sequence[int] | None = None
+    ) -> Scenes:
+        """Tokenise the first frames of scenes.
+
+        Args:
+            frames: uint8 [P,H,W,3].
+            keys: noise keys [P] in [0, 2^32); default 0 .. P-1.
+
+        Raises:
+            ShapeError, DtypeError: not uint8 [P,H,W,3] at the tokenizer's resolution.
+        """
+        pixels = check_frames(frames, self.world.tokenizer.config.resolution)
+        noise_keys = scene_keys(keys, len(pixels), self.device)
+        batch = planning.batch_size(self._size.encode_frame, self.device.type, self.memory_limit)
+        with torch.inference_mode():
+            context, first = encode_frames(self.world.tokenizer, pixels, batch, self.device)
+        return Scenes(context.clone(), first.clone(), noise_keys)
+
+    def scenes_from_tokens(
+        self, context: Tensor, first: Tensor, keys: Tensor | Sequence[int] | None = None
+    ) -> Scenes:
+        """Scenes of frames that are tokenised already.
+
+        Args:
+            context: context tokens, integers [P,K0], without vocabulary offset.
+            first: first frame's tokens, integers [P,K].
+            keys: noise keys [P]; default 0 .. P-1.
+
+        Raises:
+            ShapeError, DtypeError, DataError: wrong shape, not integers, or out of range.
+        """
+        check_shape("context", context, ("P", self.world.context_tokens))
+        check_shape("first", first, (len(context), self.world.frame_tokens))
+        check_tokens("context", context, self.world.tokenizer.context_codes)
+        check_tokens("first", first, self.world.frame_codes)
+        context, first = (t.to(self.device, torch.int64, copy=True) for t in (context, first))
+        return Scenes(context, first, scene_keys(keys, len(context), self.device))
+
+    def imagine(
+        self,
+        scenes: Scenes,
+        actions: Tensor,
+        sampling: Sampling | None = None,
+        *,
+        expert_actions: Tensor | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Imagined:
+        """Imagine the frames that follow from actions.
+
+        Args:
+            scenes: P scenes.
+            actions: raw units, floating [P,N,T,A], T at most the layout's frames.
+            sampling: settings; default `Sampling()`.
+            expert_actions: raw, [P,T,A]: one more member of each group.
+            progress: called with the number of finished frames, 1 .. T.
+
+        Raises:
+            ShapeError, DtypeError, DataError: wrong actions, by argument name.
+            PlanError: it does not fit in memory.
+            BackendError: the transformer's logits are not finite.
+        """
+        watch = Stopwatch(self.device)
+        actions, expert_actions = self._check_actions(scenes, actions, expert_actions)
+        self._check_plan(
+            len(scenes), actions.shape[1], actions.shape[2], expert_actions is not None, False
+        )
+        return self._imagine(
+            scenes, actions, expert_actions, sampling or Sampling(), watch, progress
+        )
+
+    def decode(self, scenes: Scenes, tokens: Tensor) -> Tensor:
+        """Render frames.
+
+        Args:
+            scenes: P scenes.
+            tokens: frame codes, integers [P,N,T,K].
+
+        Returns:
+            float32 [P,N,T,3,H,W], clamped to [0, 1].
+
+        Raises:
+            ShapeError, DtypeError, DataError: wrong shape, not integers, or out of range.
+            BackendError: the decoder produced NaN.
+        """
+        check_shape("tokens", tokens, (len(scenes), "N", "T", self.world.frame_tokens))
+        check_tokens("tokens", tokens, self.world.frame_codes)
+        codes = tokens.to(self.device, torch.int64)
+        size = self.world.tokenizer.config.resolution
+        out = new_frames(codes.shape[0], codes.shape[1], codes.shape[2], size, self.device)
+        with torch.inference_mode():
+            features = self._features(scenes)
+            decode_tokens(
+                self._decoder, features, codes.flatten(1, 2), self._decode_batch, out.flatten(1, 2)
+            )
+        return out
+
+    def compare(self, frames: Tensor, reference: Tensor) -> Distances:
+        """Distances of frames to reference frames, in float32.
+
+        Args:
+            frames: floating [P,N,T,3,H,W] in [0, 1].
+            reference: floating [P,T,3,H,W] in [0, 1].
+
+        Returns:
+            `.l1` (mean absolute difference over 3 H W) and `.perceptual`, float32 [P,N,T]; both
+            exactly 0 where a frame equals its reference.
+
+        Raises:
+            ShapeError, DtypeError, DataError: wrong shape, dtype, or values outside [0, 1], NaN or
+                infinite, by argument name.
+            CheckpointError: the metric's weights are missing.
+        """
+        check_comparable(frames, reference)
+        frames, reference = (t.detach().to(self.device, torch.float32) for t in (frames, reference))
+        groups = planning.scenes_at_once(self._size, frames.shape[2], self.memory_limit)
+        with torch.inference_mode():
+            metric = self._loaded_metric()
+            near, far = compare_frames(metric, frames, reference, groups, self._compare_batch)
+        return Distances(near.clone(), far.clone())
+
+    # --- all of it --------------------------------------------------------------------------
+
+    def rollout(
+        self,
+        scenes: Scenes,
+        actions: Tensor,
+        expert_actions: Tensor | None = None,
+        sampling: Sampling | None = None,
+        *,
+        reference: Tensor | None = None,
+        keep: Sequence[Keep] = (),
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> RolloutResult:
+        """Imagine, decode and compare; frames stream through and are kept only on request.
+
+        Args:
+            scenes: P scenes.
+            actions: raw units, [P,N,T,A].
+            expert_actions: raw, [P,T,A]: imagined as one more member of each group, the reference.
+            sampling: settings; default `Sampling()`.
+            reference: recorded frames, floating [P,T,3,H,W] in [0, 1], instead of an expert.
+            keep: any of "tokens", "frames".
+            seeds: noise seeds to average distances over, instead of `sampling.seed`.
+            progress: called with the number of imagined frames, 1 .. T, for each seed.
+
+        Raises:
+            ConfigError: both or no reference, an unknown `keep`, or `keep` with several seeds.
+            ShapeError, DtypeError, DataError: wrong input, by argument name.
+            PlanError: it does not fit in memory; the message names the largest N or P that fits.
+        """
+        sampling = sampling or Sampling()
+        if (expert_actions is None) == (reference is None):
+            raise ConfigError("rollout: give either expert_actions or reference")
+        if unknown := sorted(set(keep) - {"tokens", "frames"}):
+            raise ConfigError(f"keep = {unknown}; allowed: tokens, frames")
+        draws = (sampling.seed,) if seeds is None else tuple(seeds)
+        if not draws or (keep and len(draws) > 1):
+            raise ConfigError(
+                f"seeds = {list(draws)}: give at least one, and exactly one with keep"
+            )
+        actions, expert_actions = self._check_actions(scenes, actions, expert_actions)
+        if reference is not None:
+            size = self.world.tokenizer.config.resolution
+            check_reference(reference, len(scenes), actions.shape[2], (size, size))
+            reference = reference.detach().to(self.device, torch.float32)
+        expert = expert_actions is not None
+        plan = self._check_plan(len(scenes), *actions.shape[1:3], expert, "frames" in keep)
+
+        watch, counts = Stopwatch(self.device), {"frames": 0, "rendered": 0}
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        near, far = [], []
+        kept: dict[str, Tensor | None] = {}
+        for seed in draws:
+            drawn = sampling.model_copy(update={"seed": int(seed)})
+            imagined = self._imagine(scenes, actions, expert_actions, drawn, watch, progress)
+            frames = self._new_kept_frames(imagined, "frames" in keep)
+            with torch.inference_mode():
+                d1, d2 = self._judge(scenes, imagined, reference, frames, watch, counts)
+            near.append(d1.clone())
+            far.append(d2.clone())
+            if "tokens" in keep:
+                kept |= {"tokens": imagined.tokens, "expert_tokens": imagined.expert_tokens}
+            if frames is not None:
+                kept["frames"] = frames[:, : actions.shape[1]]
+                kept["expert_frames"] = frames[:, -1] if expert else None
+        l1, perceptual = torch.stack(near), torch.stack(far)
+        stats = self._stats(watch, counts, plan, len(draws), expert)
+        return RolloutResult(l1.mean(0), perceptual.mean(0), l1, perceptual, stats=stats, **kept)
+
+    def plan(
+        self,
+        scenes: int,
+        rollouts: int,
+        *,
+        frames: int | None = None,
+        expert: bool = True,
+        keep: Sequence[Keep] = (),
+    ) -> Plan:
+        """What a rollout would take.
+
+        Args:
+            scenes: P.
+            rollouts: N.
+            frames: T; default the layout's.
+            expert: whether an expert is imagined as well.
+            keep: as in `rollout`.
+
+        Raises:
+            PlanError: it does not fit; the message names the largest N or P that fits.
+            ShapeError: a count below 1, or more frames than the layout's.
+        """
+        most = self.world.layout.frames
+        frames = most if frames is None else frames
+        if min(scenes, rollouts, frames) < 1 or frames > most:
+            raise ShapeError(
+                f"plan: scenes {scenes}, rollouts {rollouts}, frames {frames}; each must be at "
+                f"least 1, frames at most {most}"
+            )
+        return self._check_plan(scenes, rollouts, frames, expert, "frames" in keep)
+
+    def release(self) -> None:
+        """Give cached memory back: suffix cache, metric, and what scenes hold."""
+        self._suffix = None
+        self._metric = None
+        for scenes in list(self._filled):
+            scenes.release()
+        self._filled.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that the engine may hold, its weights included."""
+        if self._limit is not None:
+            return self._limit
+        return planning.free_memory(self.device) + self._size.weights + self._held()
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _check_actions(
+        self, scenes: Scenes, actions: Tensor, expert: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        layout = self.world.layout
+        shape = (len(scenes), "N", "T", layout.action_dim)
+        actions = check_actions("actions", actions, shape, layout.frames, self.device)
+        if expert is None:
+            return actions, None
+        same = (len(scenes), actions.shape[2], layout.action_dim)
+        return actions, check_actions("expert_actions", expert, same, layout.frames, self.device)
+
+    def _imagine(
+        self,
+        scenes: Scenes,
+        actions: Tensor,
+        expert: Tensor | None,
+        sampling: Sampling,
+        watch: Stopwatch,
+        progress: Callable[[int], None] | None,
+    ) -> Imagined:
+        scene_count, rollouts, frames = actions.shape[:3]
+        with torch.inference_mode():
+            with watch.stage("prefill"):
+                prefix = self._prefix(scenes)
+            with watch.stage("imagine"):
+                imagined = imagine_group(
+                    self.world,
+                    self._weights,
+                    prefix,
+                    self._workspace(scene_count, rollouts + int(expert is not None), frames),
+                    scenes.keys,
+                    actions,
+                    expert,
+                    sampling,
+                    progress,
+                )
+        expert_tokens = imagined.expert_tokens
+        return Imagined(
+            imagined.tokens.clone(), None if expert_tokens is None else expert_tokens.clone()
+        )
+
+    def _judge(
+        self,
+        scenes: Scenes,
+        imagined: Imagined,
+        reference: Tensor | None,
+        frames: Tensor | None,
+        watch: Stopwatch,
+        counts: dict[str, int],
+    ) -> tuple[Tensor, Tensor]:
+        """Stream decode into compare, some scenes at a time: distances float32 [P,N,T] twice."""
+        times = imagined.tokens.shape[2]
+        step = planning.scenes_at_once(self._size, times, self.memory_limit)
+        tokens = imagined.tokens
+        if imagined.expert_tokens is not None:
+            tokens = torch.cat((tokens, imagined.expert_tokens[:, None]), dim=1)
+        with watch.stage("decode"):
+            features = self._features(scenes)
+        with watch.stage("compare"):
+            metric = self._loaded_metric()
+        parts = []
+        for first in range(0, len(scenes), step):
+            some = slice(first, first + step)
+            group = _Group(
+                engine=self,
+                metric=metric,
+                features=features.select(some),
+                tokens=tokens[some],
+                reference=None if reference is None else reference[some],
+                frames=None if frames is None else frames[some],
+                watch=watch,
+            )
+            parts.append(group.distances())
+            counts["frames"] += group.number.numel()
+            counts["rendered"] += group.rendered
+        return torch.cat([near for near, _ in parts]), torch.cat([far for _, far in parts])
+
+    def _prefix(self, scenes: Scenes) -> Prefix:
+        self._own(scenes)
+        if scenes.prefix is None:
+            scenes.prefix = prefill_scenes(self.world, self._weights, scenes, self._attention)
+        return scenes.prefix
+
+    def _features(self, scenes: Scenes) -> DecoderFeatures:
+        self._own(scenes)
+        if scenes.decoder_features is None:
+            scenes.decoder_features = scene_features(self._decoder, scenes, self._decode_batch)
+        return scenes.decoder_features
+
+    def _own(self, scenes: Scenes) -> None:
+        if scenes.owner is not self._weights:
+            scenes.release()  # what another engine computed belongs to its weights
+            scenes.owner = self._weights
+        self._filled.add(scenes)
+
+    def _workspace(self, scenes: int, members: int, frames: int) -> Suffix:
+        shape = (scenes, members, frames)
+        if self._suffix is None or self._suffix[0] != shape:
+            self._suffix = None  # freed before the next one is allocated
+            positions = self._size.suffix_positions(frames)
+            self._suffix = (shape, Suffix(self._weights, scenes, members, positions))
+        return self._suffix[1]
+
+    def _loaded_metric(self) -> Metric:
+        if self._metric is None:
+            self._metric = load_metric(self._metric_source, self._metric_file, self.device)
+        return self._metric
+
+    def _new_kept_frames(self, imagined: Imagined, wanted: bool) -> Tensor | None:
+        if not wanted:
+            return None
+        scenes, rollouts, times, _ = imagined.tokens.shape
+        members = rollouts + int(imagined.expert_tokens is not None)
+        size = self.world.tokenizer.config.resolution
+        return new_frames(scenes, members, times, size, self.device)
+
+    @property
+    def _decode_batch(self) -> int:
+        return planning.batch_size(self._size.decode_frame, self.device.type, self.memory_limit)
+
+    @property
+    def _compare_batch(self) -> int:
+        return planning.batch_size(self._size.metric_work, self.device.type, self.memory_limit)
+
+    def _held(self) -> int:
+        if self._suffix is None:
+            return 0
+        suffix = self._suffix[1]
+        return suffix.keys.nbytes + suffix.values.nbytes
+
+    def _check_plan(
+        self, scenes: int, rollouts: int, frames: int, expert: bool, kept: bool
+    ) -> Plan:
+        limit = self.memory_limit
+
+        def purposes(p: int, n: int) -> dict[str, int]:
+            return planning.bytes_by_purpose(self._size, p, n, frames, expert, kept, limit)
+
+        planning.check_fits(lambda p, n: sum(purposes(p, n).values()), scenes, rollouts, limit)
+        rows = scenes * (rollouts + int(expert))
+        seconds = None
+        if self._rates:
+            per_frame = self._rates["imagine"] + self._rates["decode"] + self._rates["compare"]
+            seconds = rows * frames * per_frame
+        dtype = str(self.dtype).removeprefix("torch.")
+        path = f"{self.backend}: plain PyTorch, two-level cache, {dtype} on {self.device}"
+        return Plan(scenes, rollouts, frames, purposes(scenes, rollouts), limit, path, seconds)
+
+    def _stats(
+        self, watch: Stopwatch, counts: dict[str, int], plan: Plan, draws: int, expert: bool
+    ) -> dict[str, Any]:
+        rows = plan.scenes * (plan.rollouts + int(expert))
+        passes = draws * plan.frames * self.world.frame_tokens
+        seconds = dict(watch.seconds)
+        self._rates = {
+            stage: seconds[stage] / (draws * rows * plan.frames)
+            for stage in ("imagine", "decode", "compare")
+        }
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "backend": self.backend,
+            "seconds": {**seconds, "total": sum(seconds.values())},
+            "passes": passes,
+            "tokens": passes * rows,
+            "tokens_per_pass": 1.0,  # accepted tokens a row and pass; speculation raises it
+            "frames": counts["frames"],
+            "frames_rendered": counts["rendered"],
+            "frames_deduplicated": counts["frames"] - counts["rendered"],
+            "peak_bytes": int(peak),
+            "planned_bytes": plan.total,
+        }
+
+    def _footprint(self) -> planning.Footprint:
+        config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
+        held = [*self._weights.tensors, *self._decoder.parameters()]
+        if self._decoder is not self.world.tokenizer:
+            held += list(self.world.tokenizer.parameters())
+        held += [p for p in self.world.transformer.parameters() if p.device == self.device]
+        return planning.Footprint(
+            weights=sum(t.nbytes for t in held) + planning.metric_bytes(self.metric),
+            element=self.dtype.itemsize,
+            layers=len(self._weights.layers),
+            heads=self._weights.heads,
+            kv_heads=self._weights.kv_heads,
+            head_dim=self._weights.head_dim,
+            hidden=int(config.hidden_size),
+            intermediate=int(config.intermediate_size),
+            codes=self.world.frame_codes,
+            prompt=self.world.prompt_length,
+            frame_tokens=self.world.frame_tokens,
+            action_dim=self.world.layout.action_dim,
+            resolution=tokenizer.resolution,
+            latent=tokenizer.latent_size,
+            widths=tuple(tokenizer.block_out_channels),
+            metric=self.metric,
+            device=self.device.type,
+        )
+
+
+class _Group:
+    """Decode and compare of some scenes, whose reference features are held meanwhile.
+
+    Distinct frames are ranked: those of the expert first, as they are decoded first, then the rest.
+    Distinct (frame, reference) pairs are compared once, when their frame has been decoded.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        metric: Metric,
+        features: DecoderFeatures,
+        tokens: Tensor,
+        reference: Tensor | None,
+        frames: Tensor | None,
+        watch: Stopwatch,
+    ) -> None:
+        self.decoder, self.decode_batch = engine._decoder, engine._decode_batch
+        self.compare_batch = engine._compare_batch
+        self.metric, self.features, self.watch, self.frames = metric, features, watch, frames
+        self.shape = tokens.shape[:3]  # scenes, members (the expert last, if any), times
+        scenes, members, times = self.shape
+        self.scene, self.codes, number = unique_frames(tokens.flatten(1, 2))
+        self.rendered = len(self.scene)
+        number = number.view(scenes, members, times)
+        # Reference frames and where each (scene, time) finds its own among them.
+        self.recorded = reference
+        if reference is None:
+            self.leading, self.target = number[:, -1].unique(return_inverse=True)
+        else:
+            self.leading = number.new_empty(0)
+            self.target = torch.arange(scenes * times, device=tokens.device).view(scenes, times)
+        ranks = torch.ones(self.rendered, dtype=torch.bool, device=tokens.device)
+        ranks[self.leading] = False
+        order = torch.cat((self.leading, ranks.nonzero()[:, 0]))
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        self.order, self.number = order, rank[number]  # [scenes, members, times] in ranks
+
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """Distances float32 [scenes, N, times] of every rollout; fills the kept frames."""
+        scenes, members, times = self.shape
+        rollouts = members if self.recorded is not None else members - 1
+        reference = self._reference()
+        references = len(reference[0])
+        pairs = self.number[:, :rollouts] * references + self.target[:, None]
+        distinct, inverse = pairs.unique(return_inverse=True)
+        image, target = distinct // references, distinct % references
+        near = torch.empty(len(distinct), device=distinct.device)
+        far = torch.empty_like(near)
+        done, at = 0, 0
+        counts = torch.bincount(image, minlength=self.rendered).tolist()
+        for pixels, maps in self._images(reference):
+            some = slice(at, at + sum(counts[done : done + len(pixels)]))
+            if some.stop > some.start:
+                with self.watch.stage("compare"):
+                    levels = self.metric.features(pixels) if maps is None else maps
+                    near[some], far[some] = pair_distances(
+                        self.metric,
+                        (pixels, levels),
+                        reference,
+                        image[some] - done,
+                        target[some],
+                        self.compare_batch,
+                    )
+            self._keep(pixels, done)
+            done, at = done + len(pixels), some.stop
+        shape = (scenes, rollouts, times)
+        return near[inverse].view(shape), far[inverse].view(shape)
+
+    def _reference(self) -> tuple[Tensor, list[Tensor]]:
+        if self.recorded is not None:
+            pixels = self.recorded.flatten(0, 1)
+        else:
+            with self.watch.stage("decode"):
+                pixels = torch.cat(list(self._render(self.leading)))
+        with self.watch.stage("compare"):
+            return pixels, embed(self.metric, pixels, self.compare_batch)
+
+    def _images(
+        self, reference: tuple[Tensor, list[Tensor]]
+    ) -> Iterator[tuple[Tensor, list[Tensor] | None]]:
+        """Frames in rank order, with their feature maps where these exist already."""
+        if len(self.leading):
+            yield reference
+        rest = self._render(self.order[len(self.leading) :])
+        while True:
+            with self.watch.stage("decode"):
+                pixels = next(rest, None)
+            if pixels is None:
+                return
+            yield pixels, None
+
+    def _render(self, numbers: Tensor) -> Iterator[Tensor]:
+        batch = min(self.decode_batch, self.compare_batch)
+        return render(self.decoder, self.features, self.scene[numbers], self.codes[numbers], batch)
+
+    def _keep(self, pixels: Tensor, done: int) -> None:
+        if self.frames is None:
+            return
+        numbers = self.number.flatten()
+        here = ((numbers >= done) & (numbers < done + len(pixels))).nonzero()[:, 0]
+        self.frames.flatten(0, 2)[here] = pixels[numbers[here] - done]
+
+
+def _own_tokenizer(tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> Tokenizer:
+    own = copy.deepcopy(tokenizer).eval().requires_grad_(False)
+    return own.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _resolve_backend(backend: str) -> str:
+    if backend not in _BACKENDS:
+        raise ConfigError(f"backend = '{backend}'; allowed: {', '.join(_BACKENDS)}")
+    if backend == "native":
+        raise BackendError(f"backend 'native' cannot run: {_NO_NATIVE}; use 'reference' or 'auto'")
+    return "reference"
+
+
+def _resolve_device(device: str | torch.device) -> torch.device:
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device = '{device}'; allowed: cpu, cuda, cuda:N") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = '{device}'; allowed: cpu, cuda, cuda:N")
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BackendError(f"device '{device}': PyTorch sees no CUDA GPU here; use 'cpu'")
+        if resolved.index is None:
+            resolved = torch.device("cuda", torch.cuda.current_device())
+    return resolved
+
+
+def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype = '{name}'; allowed: {', '.join(_DTYPES)}")
+    return _DTYPES[name]

@@ -1,0 +1,1 @@
+"""The readable specification of every engine stage in plain PyTorch: `backend="reference"`."""

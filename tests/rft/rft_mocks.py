@@ -1,0 +1,148 @@
+"""A world of a few lines: distances are action differences, scenes are numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlarft.data.libero import Episode
+from vlarft.data.windows import Windows
+from vlarft.models.policy import LogProb, Observation, Proposal
+
+T, A, SIDE = 4, 7, 8
+
+
+@dataclass
+class MockScenes:
+    context: Tensor
+    first: Tensor
+
+
+@dataclass
+class MockResult:
+    l1: Tensor
+    perceptual: Tensor
+
+
+class MockEngine:
+    """Like `RolloutEngine`: an imagined frame is the running mean of the actions up to it."""
+
+    metric = "lpips-alex"
+
+    def __init__(self) -> None:
+        self.encoded = 0
+        self.rollouts = 0
+
+    def encode(self, frames: Tensor, keys: Tensor | None = None) -> MockScenes:
+        assert frames.dtype == torch.uint8
+        assert keys is None or len(keys) == len(frames)
+        self.encoded += len(frames)
+        context = frames.flatten(1)[:, :6].long()
+        return MockScenes(context, context[:, :2])
+
+    def scenes_from_tokens(self, context: Tensor, first: Tensor) -> MockScenes:
+        return MockScenes(context, first)
+
+    def rollout(
+        self, scenes, actions, expert_actions=None, sampling=None, *, reference=None, seeds
+    ) -> MockResult:
+        self.rollouts += 1
+        assert len(scenes.context) == len(actions)
+        imagined = self._imagine(actions)
+        if sampling.noise == "independent":
+            noise = torch.Generator().manual_seed(seeds[0])
+            imagined = imagined + 0.05 * torch.randn(imagined.shape, generator=noise)
+        if reference is None:
+            target = self._imagine(expert_actions)[:, None]
+        else:
+            target = reference.mean((-3, -2, -1))[:, None, :, None]
+        l1 = (imagined - target).abs().mean(-1)
+        return MockResult(l1, 0.5 * l1)
+
+    @staticmethod
+    def _imagine(actions: Tensor) -> Tensor:
+        steps = torch.arange(1, actions.shape[-2] + 1).float()
+        return actions.cumsum(-2) / steps[:, None]
+
+
+@dataclass(frozen=True)
+class MockTrace:
+    sample: Tensor
+
+    def select(self, indices: Tensor) -> "MockTrace":
+        return MockTrace(self.sample[indices])
+
+
+class MockPolicy(nn.Module):
+    """A Gaussian around a linear function of proprioception."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.head = nn.Linear(8, T * A)
+            self.encoder = nn.Linear(8, 8)
+        self.log_sigma = nn.Parameter(torch.full((T, A), -1.0))
+
+    def _mean(self, observation: Observation) -> Tensor:
+        return self.head(observation.proprioception).unflatten(-1, (T, A))
+
+    def sample(self, observation: Observation, n: int, generator: torch.Generator) -> Proposal:
+        mean = self._mean(observation)[:, None]
+        noise = torch.randn((len(observation), n, T, A), generator=generator)
+        chain = mean + self.log_sigma.exp() * noise
+        proposal = Proposal(chain, torch.zeros_like(chain), MockTrace(chain))
+        return Proposal(chain, self.log_prob(observation, proposal).log_prob, proposal.trace)
+
+    def log_prob(self, observation: Observation, proposal: Proposal) -> LogProb:
+        normal = torch.distributions.Normal(self._mean(observation)[:, None], self.log_sigma.exp())
+        x = proposal.trace.sample
+        return LogProb(normal.log_prob(x), normal.entropy().expand_as(x))
+
+    def act(self, observation: Observation) -> Tensor:
+        return self._mean(observation).detach()
+
+    def flow_loss(self, observation, actions, generator, context=None) -> Tensor:
+        assert context is None  # this policy's traces carry none
+        noise = torch.randn(actions.shape, generator=generator)
+        return (self._mean(observation) + 0.1 * noise - actions).square().mean()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"head": list(self.head.parameters()), "sigma": [self.log_sigma]}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.state_dict(), folder / "policy.pt")
+
+
+def make_episodes(count: int, seed: int, side: int = SIDE, steps: int = 10) -> list[Episode]:
+    """Episodes whose actions are a fixed linear function of proprioception."""
+    random = np.random.default_rng(seed)
+    law = np.random.default_rng(99).normal(size=(8, A)) / 8
+    episodes = []
+    for number in range(count):
+        proprioception = random.normal(size=(steps + 1, 8)).astype(np.float32)
+        actions = np.tanh(proprioception[:-1] @ law).astype(np.float32)
+        actions[:, 6] = np.where(random.random(steps) < 0.5, -1.0, 1.0)
+        episodes.append(
+            Episode(
+                name=f"demo_{number}",
+                file=Path(f"seed-{seed}.hdf5"),
+                task="pick",
+                instruction="pick up the soup" if number % 2 else "pick up the milk",
+                kind="original",
+                split="train",
+                success=True,
+                init_index=number,
+                frames=random.integers(0, 256, (steps + 1, side, side, 3), dtype=np.uint8),
+                actions=actions,
+                proprioception=proprioception,
+            )
+        )
+    return episodes
+
+
+def make_windows(count: int = 4, seed: int = 0) -> Windows:
+    return Windows(make_episodes(count, seed), frames=T)

@@ -1,0 +1,1 @@
+"""Reinforcement fine-tuning: rewards, group advantages, clipped objective, one training loop."""

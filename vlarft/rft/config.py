@@ -1,0 +1,157 @@
+"""Configuration of reinforcement fine-tuning: one group a noun, a sentence and a unit a field.
+
+Defaults are those of the paper where it states them (spec, section 6), with the corrections listed
+at the top of `trainer.py`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlarft.config import Config
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RewardConfig(Config):
+    """What a rollout is worth: `-(l1 * L1 + lpips * LPIPS)`, reduced over its frames."""
+
+    kind: Literal["imagined", "recorded", "actions"] = "imagined"
+    """Compare with the expert's imagination, with the recorded frames, or actions with actions."""
+    l1: NonNegative = 1.0
+    """Weight of the mean absolute pixel difference (pixels in [0, 1])."""
+    lpips: NonNegative = 1.0
+    """Weight of the perceptual distance."""
+    metric: Literal["lpips-alex", "lpips-vgg"] = "lpips-vgg"
+    """Network of the perceptual distance; the paper's is VGG-16, the demo bundles AlexNet."""
+    aggregation: Literal["mean", "last", "discount"] = "mean"
+    """How T frame distances become one: mean, last frame only, or discounted towards the end."""
+    discount: Fraction = 0.95
+    """Weight of a frame relative to the next one, only used by `aggregation: discount`."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.l1 == 0 and self.lpips == 0:
+            raise ValueError("reward.l1 and reward.lpips are both 0: every rollout is worth 0")
+        return self
+
+
+class AdvantageConfig(Config):
+    """How the rewards of a group of rollouts become advantages."""
+
+    kind: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """Centred and divided by the group's std, centred only, or against the other members' mean."""
+    std_floor: Annotated[float, Field(gt=0)] = 1e-6
+    """Smallest reward std of a group that counts as a signal, in reward units."""
+    noise_factor: NonNegative = 2.0
+    """A group also needs this many times the measured noise floor of the reward."""
+
+
+class ObjectiveConfig(Config):
+    """The clipped objective and the terms beside it."""
+
+    ratio: Literal["entry", "chunk"] = "entry"
+    """One importance ratio per action entry (T * A of them), or one per action chunk."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Ratios below `1 - clip_low` give no gradient for negative advantages."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """Ratios above `1 + clip_high` give no gradient for positive advantages."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    """Bound of the ratio for negative advantages; null switches it off."""
+    entropy: NonNegative = 0.003
+    """Coefficient of the entropy bonus, per nat."""
+    anchor: NonNegative = 0.01
+    """Constant coefficient of the behaviour-cloning (flow-matching) loss on expert actions."""
+    kl: NonNegative = 0.0
+    """Coefficient of the KL divergence to the policy at step 0, per nat; 0 = not computed."""
+    epochs: Positive = 1
+    """Passes over a batch of rollouts."""
+    minibatches: Positive = 1
+    """Optimiser updates per pass; scenes are split, groups stay whole."""
+
+
+class OptimiserConfig(Config):
+    """AdamW on float32 weights, one learning rate for the head and one for the Sigma Net."""
+
+    head_lr: NonNegative = 1e-6
+    """Learning rate of the flow head and projectors."""
+    sigma_lr: NonNegative = 1e-5
+    """Learning rate of the Sigma Net."""
+    warmup: Count = 10
+    """Steps of linear warm-up of both rates: `(step + 1) / warmup`; 0 = none."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    """Decay rates of Adam's first and second moments."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay, times the learning rate per update."""
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global gradient norm over all trained parameters."""
+
+
+class SamplingConfig(Config):
+    """How the world model draws tokens."""
+
+    temperature: NonNegative = 1.0
+    """Softmax temperature; 0 = greedy."""
+    top_p: Fraction = 0.8
+    """Probability mass that may be drawn."""
+    top_k: Positive | None = None
+    """Number of tokens that may be drawn; null = all."""
+    noise: Literal["shared", "independent"] = "shared"
+    """One noise for a whole group and its expert, or one for each member."""
+    draws: Positive = 1
+    """Imaginations per rollout, whose distances are averaged; more = less sampling noise."""
+
+
+class EvaluationConfig(Config):
+    """Imagined distance to the expert on validation windows that training never sees."""
+
+    interval: Count = 10
+    """Steps between evaluations; 0 = only before the first and after the last step."""
+    windows: Positive = 64
+    """Number of validation windows, spread evenly over the validation episodes."""
+    samples: Count = 0
+    """Stochastic rollouts per window beside the deterministic one; 0 = none."""
+    batch: Positive = 16
+    """Windows imagined at once."""
+    seed: Count = 1234
+    """Seed of the world model's noise and of stochastic samples, the same for every run seed."""
+
+
+class RFTConfig(Config):
+    """Everything that decides a reinforcement fine-tuning run."""
+
+    seed: Count = 0
+    """Seed of data order, policy noise, world-model noise and the control's permutations."""
+    steps: Positive = 400
+    """Reinforcement-learning steps."""
+    scenes: Positive = 16
+    """Start states per step (P)."""
+    rollouts: Annotated[int, Field(ge=2)] = 16
+    """Rollouts per start state (N); at least 2, since advantages compare members of a group."""
+    control: Literal["none", "permuted"] = "none"
+    """`permuted` shuffles the advantages within each group: the control arm of every claim."""
+    checkpoint_interval: Positive = 50
+    """Steps between checkpoints; the last step always writes one."""
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside `metrics.jsonl`."""
+    reward: RewardConfig = RewardConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> Self:
+        if self.objective.minibatches > self.scenes:
+            raise ValueError(
+                f"objective.minibatches = {self.objective.minibatches} exceeds "
+                f"scenes = {self.scenes}: groups stay whole, so at most one minibatch per scene"
+            )
+        return self

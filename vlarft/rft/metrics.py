@@ -1,0 +1,214 @@
+"""Where the numbers of a run go: `metrics.jsonl`, optional sinks, stage timers, progress lines."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vlarft.errors import CheckpointError, ConfigError
+
+Metrics = dict[str, Any]
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, flushed line by line.
+
+    Args:
+        path: the file; created when missing.
+        offset: bytes to keep, as stored in the checkpoint that is resumed. Lines after it belong to
+            steps that will be done again.
+
+    Raises:
+        CheckpointError: the file is shorter than `offset`.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        path.touch()
+        size = path.stat().st_size
+        if size < offset:
+            raise CheckpointError(
+                f"{path}: {size} bytes, but the checkpoint was written after {offset}; "
+                "the file was changed, start the run in a new folder"
+            )
+        os.truncate(path, offset)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, metrics: Metrics) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Bring everything to disk; returns the length in bytes, to be stored in a checkpoint."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """All objects of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class StageTimer:
+    """Seconds per named stage of a step; stages may be entered several times."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time of a `with` block towards `stage`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        """Seconds since the timer was made."""
+        return time.perf_counter() - self._start
+
+
+class Sink(Protocol):
+    """A place beside `metrics.jsonl` that takes the same numbers."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Take the numbers of one step."""
+
+    def close(self) -> None:
+        """Bring everything to its place."""
+
+
+class TensorBoardSink:
+    """TensorBoard event files in `run/tensorboard`."""
+
+    def __init__(self, run: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One scalar a name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WandbSink:
+    """A Weights & Biases run named after the run folder; `WANDB_*` variables apply."""
+
+    def __init__(self, run: Path, config: dict[str, Any]) -> None:
+        import wandb
+
+        self._run: Any = wandb.init(
+            project="vlarft",
+            name=run.name,
+            dir=str(run),
+            config=config,
+            resume="allow",
+            id=run.name,
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One history row a step."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def open_sinks(names: Sequence[str], run: Path, config: dict[str, Any]) -> list[Sink]:
+    """The sinks of a configuration.
+
+    Args:
+        names: "tensorboard", "wandb".
+        run: run folder.
+        config: resolved configuration, shown by W&B.
+
+    Raises:
+        ConfigError: a sink's package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"sinks: '{name}' needs the package {name}, which is not installed; "
+                f"pip install 'vlarft[{name}]', or remove it from sinks"
+            )
+    return [
+        TensorBoardSink(run) if name == "tensorboard" else WandbSink(run, config) for name in names
+    ]
+
+
+def flat_numbers(metrics: Metrics, prefix: str = "") -> dict[str, float]:
+    """Numbers of nested metrics with dotted names; None and texts are left out."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat.update(flat_numbers(value, f"{prefix}{name}."))
+        elif isinstance(value, int | float) and name != "step":
+            flat[prefix + name] = float(value)
+    return flat
+
+
+class StepProgress:
+    """A progress bar on a terminal, plain lines otherwise (every tenth of the run, and the last).
+
+    Args:
+        title: what runs.
+        total: steps of the whole run.
+        done: steps already finished.
+        console: where to write; standard error by default.
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, console: Console | None = None
+    ) -> None:
+        self._console = console or Console(file=sys.stderr)
+        self._title, self._total = title, total
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, done: int, note: str) -> None:
+        """Show that `done` steps are finished."""
+        if self._console.is_terminal:
+            self._progress.update(self._task, completed=done, note=note)
+        elif done % max(1, self._total // 10) == 0 or done == self._total:
+            self._console.print(f"{self._title} step {done}/{self._total}  {note}", soft_wrap=True)

@@ -16,6 +16,8 @@ from vlarft.train.policy import PolicyTraining
 from vlarft.train.tokenizer import TokenizerTraining
 from vlarft.train.world_model import WorldModelTraining
 
+WATCHED_WINDOWS = 32  # imagined at each validation of the world model
+
 app = typer.Typer(no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy.")
 
 
@@ -127,10 +129,23 @@ def train_world_model(
     held_out = tokenize_windows(
         tokenizer, validation, torch.linspace(0, len(validation) - 1, min(256, len(validation))).long()
     )
-    task = WorldModelTask(world, settings, tokens, held_out)
+    task = WorldModelTask(world, settings, tokens, held_out, lambda w: _imagination(w, validation))
     world.transformer.load_state_dict(_train(task, config, settings, run, resume))
     world.save_pretrained(run / "world")
     return run / "world"
+
+
+def _imagination(world: Any, validation: Any) -> dict[str, float]:
+    """Does it listen to actions? A quick look at free-running imagination, dB at the last frame."""
+    import torch
+
+    from vlarft.engine import RolloutEngine
+    from vlarft.eval.world_model import evaluate_world_model
+
+    indices = torch.linspace(0, len(validation) - 1, min(WATCHED_WINDOWS, len(validation))).long()
+    engine = RolloutEngine(world, backend="reference")
+    figures = evaluate_world_model(engine, validation, indices, perceptual=False, draws=10).flat()
+    return {k: v for k, v in figures.items() if k.startswith("psnr_")}
 
 
 def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:

@@ -18,13 +18,18 @@ EPSILON = 1e-8  # of the official code, in binning and normalisation alike
 
 
 def binarize_gripper(raw: torch.Tensor) -> torch.Tensor:
-    """Actions [..., A] with the last entry as executed: above 0 gives +1, close, else -1, open (spec 11.5)."""
+    """Actions [..., A] whose last entry is binarised: above 0 closes (+1), else opens (-1).
+
+    Source: spec 11.5.
+    """
     gripper = torch.where(raw[..., -1:] > 0, 1.0, -1.0).to(raw.dtype)
     return torch.cat([raw[..., :-1], gripper], dim=-1)
 
 
 class ActionBinner:
-    """Raw actions to bins: floor(bins * clip((a - low) / (high - low + 1e-8), 0, 1)), at most bins - 1 (spec 3.4).
+    """Raw actions to bins: floor(bins * clip((a - low) / (high - low + 1e-8), 0, 1)).
+
+    The upper end falls into the last bin. Source: spec 3.4.
 
     Args:
         low: A lower ends in raw units.
@@ -79,12 +84,12 @@ class ActionNormalizer:
         self._scaled[-1] = False
 
     def normalize(self, raw: torch.Tensor) -> torch.Tensor:
-        """Raw actions [..., A] to normalised ones, clipped to [-1, 1]; a constant dimension gives 0."""
+        """Raw actions [..., A] to [-1, 1], clipped; a constant dimension gives 0."""
         _check("normalize", raw, self.q01)
         return torch.where(self._scaled.to(raw.device), _to_unit(raw, self.q01, self.q99), raw)
 
     def denormalize(self, normalized: torch.Tensor) -> torch.Tensor:
-        """Normalised actions [..., A] to raw ones, not clipped; a constant dimension gives its value."""
+        """Normalised actions [..., A] to raw, not clipped; a constant dimension keeps its value."""
         _check("denormalize", normalized, self.q01)
         q01, q99 = self.q01.to(normalized), self.q99.to(normalized)
         raw = torch.where(q99 > q01, 0.5 * (normalized + 1) * (q99 - q01 + EPSILON) + q01, q01)
@@ -106,7 +111,7 @@ class ProprioceptionNormalizer:
         self.q01, self.q99 = _range("proprioception normalisation", q01, q99)
 
     def normalize(self, raw: torch.Tensor) -> torch.Tensor:
-        """Values [..., 8] in m and rad to normalised ones, clipped to [-1, 1]; a constant dimension gives 0."""
+        """Values [..., 8] in m and rad to [-1, 1], clipped; a constant dimension gives 0."""
         _check("normalize", raw, self.q01)
         return _to_unit(raw, self.q01, self.q99)
 
@@ -124,7 +129,8 @@ def _range(what: str, low: Vector, high: Vector) -> tuple[torch.Tensor, torch.Te
     )
     if low.dim() != 1 or low.shape != high.shape or not len(low):
         raise DataError(
-            f"{what}: ends of shape {list(low.shape)} and {list(high.shape)}; expected two equal vectors"
+            f"{what}: ends of shape {list(low.shape)} and {list(high.shape)}; "
+            "expected two vectors of one length"
         )
     if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
         raise DataError(
@@ -136,5 +142,6 @@ def _range(what: str, low: Vector, high: Vector) -> tuple[torch.Tensor, torch.Te
 def _check(name: str, values: torch.Tensor, size: torch.Tensor) -> None:
     if not values.dim() or values.shape[-1] != len(size) or not values.is_floating_point():
         raise ShapeError(
-            f"{name}: {values.dtype} {list(values.shape)}; expected floating point [..., {len(size)}]"
+            f"{name}: {values.dtype} {list(values.shape)}; "
+            f"expected floating point [..., {len(size)}]"
         )

@@ -42,13 +42,14 @@ class Episode:
         file: the file it was read from.
         task: LIBERO's task name, words joined by underscores.
         instruction: the sentence given to a policy.
-        kind: how the start was made, e.g. "standard" or "moved"; "original" when the file does not say.
+        kind: how the start was made, e.g. "standard", "moved"; "original" when not recorded.
         split: "train" or "val".
         success: whether the task was solved.
-        init_index: index of LIBERO's initial state, -1 when the file does not say.
+        init_index: index of LIBERO's initial state, -1 when not recorded.
         frames: uint8 [L+1, H, W, 3], turned by 180 degrees from the file's rows.
         actions: float32 [L, 7] in raw LIBERO units, -1 to 1; gripper -1 opens, +1 closes.
-        proprioception: float32 [L+1, 8]: end-effector position in m (3), axis-angle in rad (3), finger joints in m (2).
+        proprioception: float32 [L+1, 8]: end-effector position in m (3), its axis-angle in rad
+            (3), finger joints in m (2).
     """
 
     name: str
@@ -95,15 +96,15 @@ def read_episodes(
         split: only "train" or only "val"; None reads both.
         limit: at most this many episodes of each file (after `split`), None for all.
         camera: "agentview_rgb" or "eye_in_hand_rgb".
-        drop_noops: leave out actions that neither move (norm of the first six below 1e-4) nor change the
-            gripper of the action kept before, with the observation before them.
+        drop_noops: leave out actions that neither move (norm of the first six below 1e-4) nor
+            change the gripper of the action kept before, with the observation before them.
         progress: called with (file, files done, files in all) after each file.
 
     Returns:
         Episodes in the order of files, then of episode numbers. All frames have one size.
 
     Raises:
-        DataError: a file or key is missing, truncated, empty, of a wrong shape or type, or holds NaN.
+        DataError: a file or key is missing, truncated, empty, of a wrong shape or type, or NaN.
     """
     if split is not None and split not in SPLITS:
         raise DataError(f"split '{split}'; allowed: {', '.join(SPLITS)}")
@@ -117,8 +118,9 @@ def read_episodes(
         for episode in _read_file(file, split, limit, camera, drop_noops):
             if episodes and episode.resolution != episodes[0].resolution:
                 raise DataError(
-                    f"{file}: key 'data/{episode.name}/obs/{camera}' has frames of {_size(episode)} px, but "
-                    f"{episodes[0].file} has {_size(episodes[0])}; read files of one size, or render them anew"
+                    f"{file}: key 'data/{episode.name}/obs/{camera}' has frames of "
+                    f"{_size(episode)} px, but {episodes[0].file} has {_size(episodes[0])}; "
+                    "read files of one size"
                 )
             episodes.append(episode)
         if progress:
@@ -157,7 +159,7 @@ def open_libero(file: Path) -> h5py.File:
     """Open a file and check that its outline is LIBERO's.
 
     Raises:
-        DataError: the file cannot be read as HDF5 (truncated, empty, other format) or has no episodes.
+        DataError: the file is not readable as HDF5 (truncated, empty, other) or has no episodes.
     """
     try:
         handle = h5py.File(file, "r")
@@ -174,8 +176,11 @@ def open_libero(file: Path) -> h5py.File:
     elif odd := next((name for name in data if _number(name) is None), None):
         problem = f"key 'data/{odd}' is not an episode; expected groups demo_0, demo_1, ..."
     elif (convention := _text(data.attrs.get("macros_image_convention", "opengl"))) != "opengl":
-        problem = f"attribute 'data.macros_image_convention' is '{convention}'; allowed: opengl (LIBERO's raw rows)"
-    elif (observation := _observation(data)) not in ("before action", "after action"):
+        problem = (
+            f"attribute 'data.macros_image_convention' is '{convention}'; "
+            "allowed: opengl (LIBERO's raw rows)"
+        )
+    elif (observation := observation_time(data)) not in ("before action", "after action"):
         problem = (
             f"attribute 'data.observation' is '{observation}'; allowed: before action, after action"
         )
@@ -235,7 +240,7 @@ def _read_file(
                 kept = np.flatnonzero(~noops(actions))
                 if not len(kept):
                     raise DataError(
-                        f"{file}: key 'data/{name}/actions' holds no-ops only; read it with no-ops kept"
+                        f"{file}: key 'data/{name}/actions' holds no-ops only; keep no-ops"
                     )
                 seen = np.append(kept, len(actions))
                 frames, proprioception, actions = frames[seen], proprioception[seen], actions[kept]
@@ -258,7 +263,7 @@ def _read_file(
 def _read_arrays(
     file: Path, data: h5py.Group, name: str, camera: str
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Frames in the file's rows [L+1,H,W,3], proprioception [L+1,8] and actions [L,7], paired as in `Episode`."""
+    """Frames in the file's rows, proprioception and actions, paired as in `Episode`."""
     actions = _read_floats(file, data, f"{name}/actions", ACTION_SIZE)
     if not len(actions):
         raise DataError(f"{file}: key 'data/{name}/actions' has no steps; remove this episode")
@@ -266,34 +271,37 @@ def _read_arrays(
     key = f"data/{name}/obs/{camera}"
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise DataError(
-            f"{file}: key '{key}' is {frames.dtype} {list(frames.shape)}; expected uint8 [frames, H, W, 3]"
+            f"{file}: key '{key}' is {frames.dtype} {list(frames.shape)}; "
+            "expected uint8 [frames, H, W, 3]"
         )
     parts = [_read_floats(file, data, f"{name}/obs/{part}", size) for part, size in PROPRIOCEPTION]
     for (part, _), values in zip(PROPRIOCEPTION, parts, strict=True):
         if len(values) != len(frames):
             raise DataError(
-                f"{file}: key 'data/{name}/obs/{part}' has {len(values)} rows; expected {len(frames)}, as many as frames"
+                f"{file}: key 'data/{name}/obs/{part}' has {len(values)} rows; "
+                f"expected {len(frames)}, as many as frames"
             )
-    after = _observation(data) == "after action"
-    if len(frames) == len(actions) + 1 and not (after and "observation" in data.attrs):
-        pass  # one observation before every action and one after the last
-    elif len(frames) == len(actions):
-        # One observation too few: the one before the first action, or the one after the last, was never stored.
+    after = observation_time(data) == "after action"
+    surplus = len(frames) - len(actions)
+    # One more frame than actions: one before every action and one after the last. As many: the
+    # frame before the first action, or the one after the last, was never stored.
+    if surplus not in (0, 1) or (surplus == 1 and after and "observation" in data.attrs):
+        allowed = f"{len(actions)}" if after else f"{len(actions)} or {len(actions) + 1}"
+        raise DataError(
+            f"{file}: key '{key}' has {len(frames)} frames for {len(actions)} actions; "
+            f"expected {allowed}"
+        )
+    if surplus == 0:
         actions = actions[1:] if after else actions[:-1]
         if not len(actions):
             raise DataError(
-                f"{file}: key 'data/{name}/actions' has a single step without both its frames; remove it"
+                f"{file}: key 'data/{name}/actions' has one step and only one frame; remove it"
             )
-    else:
-        allowed = f"{len(actions)}" if after else f"{len(actions)} or {len(actions) + 1}"
-        raise DataError(
-            f"{file}: key '{key}' has {len(frames)} frames for {len(actions)} actions; expected {allowed}"
-        )
     return frames, np.concatenate(parts, axis=1), actions
 
 
 def noops(actions: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which of the actions [L, 7] do nothing: no motion, and the gripper of the action kept before them."""
+    """Which of the actions [L, 7] do nothing: no motion, gripper as in the last kept action."""
     still = np.linalg.norm(actions[:, :6], axis=1) < NOOP_NORM
     result = np.zeros(len(actions), dtype=bool)
     gripper: float | None = None
@@ -307,8 +315,15 @@ def noops(actions: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 def _read_array(file: Path, data: h5py.Group, key: str) -> npt.NDArray[Any]:
     dataset = data.get(key)
     if not isinstance(dataset, h5py.Dataset):
+        episode = data[key.partition("/")[0]]
+        if isinstance(episode, h5py.Group) and "states" in episode and "obs" not in episode:
+            raise DataError(
+                f"{file}: key 'data/{key}' is missing, the file holds simulator states without "
+                "pictures; draw them with: vlarft data render"
+            )
         raise DataError(
-            f"{file}: key 'data/{key}' is missing; expected LIBERO's layout data/demo_N/{{obs,actions}}"
+            f"{file}: key 'data/{key}' is missing; "
+            "expected LIBERO's layout data/demo_N/{obs,actions}"
         )
     try:
         values = dataset[()]
@@ -323,7 +338,8 @@ def _read_floats(file: Path, data: h5py.Group, key: str, size: int) -> npt.NDArr
     values = _read_array(file, data, key)
     if values.dtype.kind != "f" or values.ndim != 2 or values.shape[1] != size:
         raise DataError(
-            f"{file}: key 'data/{key}' is {values.dtype} {list(values.shape)}; expected floating point [steps, {size}]"
+            f"{file}: key 'data/{key}' is {values.dtype} {list(values.shape)}; "
+            f"expected floating point [steps, {size}]"
         )
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
@@ -333,7 +349,8 @@ def _read_floats(file: Path, data: h5py.Group, key: str, size: int) -> npt.NDArr
     return values.astype(np.float32)
 
 
-def _observation(data: h5py.Group) -> str:
+def observation_time(data: h5py.Group) -> str:
+    """When a file's observations were taken: "before action", or LIBERO's own "after action"."""
     return _text(data.attrs.get("observation", "after action"))
 
 

@@ -1,4 +1,4 @@
-"""Statistics of demonstrations that models need: quantiles and ranges of actions and proprioception."""
+"""Quantiles and ranges of actions and proprioception: what models need to know of the data."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -60,12 +60,10 @@ class Statistics:
                 f"statistics: keys {', '.join(wrong)} missing or unknown; "
                 f"known: {', '.join(sorted(known))}"
             )
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-            }
-        )
+        arguments: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**arguments)
 
 
 def compute_statistics(episodes: Sequence[Episode]) -> Statistics:

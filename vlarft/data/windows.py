@@ -71,7 +71,7 @@ class Windows:
         sizes = {episode.resolution for episode in episodes}
         if len(sizes) > 1:
             raise DataError(
-                f"windows need frames of one size, got {sorted(sizes)}; render the files at one size"
+                f"windows need frames of one size, got {sorted(sizes)}; read files of one size"
             )
         counts = [max(0, episode.steps - frames + 1) for episode in episodes]
         if not sum(counts):
@@ -134,14 +134,15 @@ def moving_mask(frames: torch.Tensor) -> torch.Tensor:
         frames: uint8 [B, T+1, H, W, 3], recorded.
 
     Returns:
-        bool [B, H, W]: the largest channel difference to the first frame exceeds 0.1 (of [0, 1]) in any frame.
+        bool [B, H, W]: in some frame, the largest channel difference to the first exceeds 0.1.
 
     Raises:
         ShapeError: frames are not uint8 [B, T+1, H, W, 3].
     """
     if frames.dtype != torch.uint8 or frames.dim() != 5 or frames.shape[-1] != 3:
         raise ShapeError(
-            f"moving_mask: frames {frames.dtype} {list(frames.shape)}; expected uint8 [B, T+1, H, W, 3]"
+            f"moving_mask: frames {frames.dtype} {list(frames.shape)}; "
+            "expected uint8 [B, T+1, H, W, 3]"
         )
     low, high = (
         frames.amin(dim=1).short(),

@@ -1,0 +1,297 @@
+"""`vlarft data inspect|subset|render|stats`."""
+
+import contextlib
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from queue import Empty
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from vlarft.data.inspect import inspect_files, inspection_table
+from vlarft.data.libero import SPLITS, Split, find_files, read_episodes
+from vlarft.data.render import CAMERA_FIELD, render_file
+from vlarft.data.statistics import Statistics, compute_statistics
+from vlarft.data.subset import subset_files
+from vlarft.errors import ConfigError, DataError
+
+app = typer.Typer(no_args_is_help=True, help="LIBERO demonstrations: look, cut, draw, measure.")
+
+Paths = Annotated[list[Path], typer.Argument(help="HDF5 files or folders of them.")]
+Camera = Annotated[str, typer.Option(help="agentview_rgb or eye_in_hand_rgb.")]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints it."),
+]
+
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+PROPRIOCEPTION_NAMES = ("x", "y", "z", "ax", "ay", "az", "finger 1", "finger 2")
+
+
+@app.command("inspect")
+def inspect_command(paths: Paths, camera: Camera = "agentview_rgb", json_file: Json = None) -> None:
+    """Read every array of the files, check it, and say what is there.
+
+    Example: vlarft data inspect vlarft/assets/demos/libero_object_64
+    """
+    with _files_progress("reading") as progress:
+        rows = inspect_files(paths, camera=camera, progress=progress)
+    _result(rows, json_file, lambda: inspection_table(rows))
+
+
+@app.command("subset")
+def subset_command(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    train: Annotated[int, typer.Option(help="Training episodes of each file.")] = 3,
+    val: Annotated[int, typer.Option(help="Validation episodes of each file.")] = 2,
+    camera: Camera = "agentview_rgb",
+    limit_mb: Annotated[
+        float | None, typer.Option(help="Refuse a larger result, in 10^6 bytes.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Copy the first episodes of each split of each file, losslessly and much smaller.
+
+    Example: vlarft data subset rendered/libero_object --out small --train 3 --val 2
+    """
+    with _files_progress("cutting") as progress:
+        written = subset_files(
+            paths,
+            out,
+            train,
+            val,
+            camera=camera,
+            limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    rows = [
+        {"file": str(item.file), "episodes": list(item.episodes), "bytes": item.size}
+        for item in written
+    ]
+    _result(rows, json_file, lambda: _subset_table(rows))
+
+
+@app.command("render")
+def render_command(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    size: Annotated[int, typer.Option(help="Edge of the pictures in pixels, 16 to 1024.")] = 64,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="agentview (default) or robot0_eye_in_hand; repeat.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first episodes of each file.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; one file each.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Draw recorded simulator states (NAME_states.hdf5 to NAME_demo.hdf5); needs vlarft[libero].
+
+    Software rendering takes about 0.1 s a picture at any size. Files that exist are kept.
+
+    Example: vlarft data render recordings/libero_object --out rendered/libero_object --jobs 2
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs}; allowed: 1 or more")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit {limit}; allowed: 1 or more")
+    cameras = camera or ["agentview"]
+    for name in cameras:
+        if name not in CAMERA_FIELD:
+            raise ConfigError(f"--camera {name}; allowed: {', '.join(CAMERA_FIELD)}")
+    sources = find_files(paths)
+    targets = [out / f"{source.stem.removesuffix('_states')}_demo.hdf5" for source in sources]
+    if len(set(targets)) < len(targets):
+        raise DataError(f"{out}: two source files have one name; draw them into two folders")
+    rows: list[dict[str, Any]] = []
+    work: list[tuple[Path, Path]] = []
+    for source, target in zip(sources, targets, strict=True):
+        if target.exists() and not overwrite:
+            rows.append({"file": str(target), "kept": True})
+        else:
+            work.append((source, target))
+    rows += _render(work, size, cameras, limit, jobs)
+    _result(rows, json_file, lambda: _render_table(rows))
+
+
+@app.command("stats")
+def stats_command(
+    paths: Paths,
+    split: Annotated[str, typer.Option(help="train, val or all.")] = "train",
+    json_file: Json = None,
+) -> None:
+    """Quantiles and ranges of actions and proprioception, as models store them.
+
+    Example: vlarft data stats vlarft/assets/demos/libero_object_64 --json statistics.json
+    """
+    chosen: dict[str, Split | None] = {name: name for name in SPLITS} | {"all": None}
+    if split not in chosen:
+        raise ConfigError(f"--split {split}; allowed: {', '.join(chosen)}")
+    with _files_progress("reading") as progress:
+        statistics = compute_statistics(read_episodes(paths, chosen[split], progress=progress))
+    _result(statistics.to_dict(), json_file, lambda: _statistics_table(statistics, split))
+
+
+def _result(value: Any, json_file: str | None, table: Callable[[], Table]) -> None:
+    """Print a table, or JSON alone when it goes to standard output."""
+    if json_file != "-":
+        Console().print(table())
+    if json_file == "-":
+        typer.echo(json.dumps(value, indent=1))
+    elif json_file is not None:
+        Path(json_file).write_text(json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _files_progress(verb: str) -> Iterator[Callable[[Path, int, int], None]]:
+    """A bar on a terminal, otherwise one plain line a file, on standard error either way."""
+    with _bar(verb) as bar:
+        if bar is None:
+            yield lambda file, done, total: typer.echo(
+                f"{verb} {done}/{total} {file.name}", err=True
+            )
+            return
+        task = bar.add_task(verb, total=None)
+        yield lambda file, done, total: bar.update(
+            task, completed=done, total=total, description=f"{verb} {file.name}"
+        )
+
+
+@contextlib.contextmanager
+def _bar(verb: str) -> Iterator[Progress | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield bar
+        for task in bar.tasks:
+            bar.update(task.id, description=verb)
+
+
+# Drawing: one process a file, since a simulator and its OpenGL context are freed for certain only
+# when their process ends. Workers report episodes through a queue.
+
+_reports: Any = None
+
+
+def _start_worker(reports: Any) -> None:
+    global _reports
+    _reports = reports
+
+
+def _draw(
+    source: Path, target: Path, size: int, cameras: list[str], limit: int | None
+) -> dict[str, Any]:
+    episodes, frames = render_file(
+        source,
+        target,
+        size,
+        cameras,
+        limit,
+        progress=lambda name, done, total: _reports.put((target.name, name, done, total)),
+    )
+    return {"file": str(target), "kept": False, "episodes": episodes, "frames": frames}
+
+
+def _render(
+    work: list[tuple[Path, Path]], size: int, cameras: list[str], limit: int | None, jobs: int
+) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with (
+        _bar("drawn") as bar,
+        ProcessPoolExecutor(
+            max_workers=min(jobs, max(1, len(work))),
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(reports,),
+            max_tasks_per_child=1,
+        ) as pool,
+    ):
+        futures = [pool.submit(_draw, *pair, size, cameras, limit) for pair in work]
+        tasks: dict[str, Any] = {}
+        try:
+            while True:
+                finished = all(future.done() for future in futures)
+                with contextlib.suppress(Empty):
+                    while True:
+                        file, name, done, total = reports.get(timeout=0.2)
+                        if bar is None:
+                            typer.echo(f"drawn {file} {name} ({done}/{total})", err=True)
+                        else:
+                            if file not in tasks:
+                                tasks[file] = bar.add_task(file, total=total)
+                            bar.update(tasks[file], completed=done)
+                if finished or any(future.done() and future.exception() for future in futures):
+                    break
+        finally:
+            for future in futures:
+                future.cancel()
+        return [future.result() for future in futures if not future.cancelled()]
+
+
+def _subset_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="subset")
+    table.add_column("file", overflow="fold")
+    table.add_column("episodes", overflow="fold")
+    table.add_column("KB", justify="right")
+    for row in rows:
+        names = " ".join(name.removeprefix("demo_") for name in row["episodes"])
+        table.add_row(Path(row["file"]).name, names, f"{row['bytes'] / 1e3:.0f}")
+    table.add_section()
+    table.add_row(
+        f"{len(rows)} files",
+        str(sum(len(row["episodes"]) for row in rows)),
+        f"{sum(row['bytes'] for row in rows) / 1e3:.0f}",
+    )
+    return table
+
+
+def _render_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="drawn")
+    table.add_column("file", overflow="fold")
+    table.add_column("episodes", justify="right")
+    table.add_column("frames", justify="right")
+    for row in rows:
+        if row["kept"]:
+            table.add_row(Path(row["file"]).name, "exists,", "kept")
+        else:
+            table.add_row(Path(row["file"]).name, str(row["episodes"]), str(row["frames"]))
+    return table
+
+
+def _statistics_table(statistics: Statistics, split: str) -> Table:
+    table = Table(
+        title=f"split {split}: {statistics.episodes} episodes, {statistics.steps} steps, "
+        f"frames {statistics.orientation}"
+    )
+    for heading in ("entry", "1%", "99%", "least", "most"):
+        table.add_column(heading, justify="left" if heading == "entry" else "right")
+    for index, name in enumerate(ACTION_NAMES):
+        values = (
+            statistics.action_q01[index],
+            statistics.action_q99[index],
+            statistics.action_min[index],
+            statistics.action_max[index],
+        )
+        table.add_row(f"action {name}", *(f"{value:.4f}" for value in values))
+    table.add_section()
+    for index, name in enumerate(PROPRIOCEPTION_NAMES):
+        quantiles = statistics.proprioception_q01[index], statistics.proprioception_q99[index]
+        table.add_row(f"proprioception {name}", *(f"{value:.4f}" for value in quantiles))
+    return table

@@ -1,0 +1,153 @@
+"""`vlarft data render`: recorded simulator states -> frames in LIBERO's HDF5 layout.
+
+Source files hold, per episode, `states` [L+1, S] (states[i] is before actions[i]) and `actions`
+[L, 7]. The result holds L+1 frames an episode: the state after the last action is kept, so that a
+window may reach the end. Frames keep LIBERO's raw rows; readers turn them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from vlarft.data.simulator import Simulator
+from vlarft.errors import DataError
+
+CAMERA_FIELD = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
+PROPRIOCEPTION = ("ee_pos", "ee_ori", "gripper_states", "joint_states")
+
+
+def render_file(
+    source: Path,
+    destination: Path,
+    size: int = 64,
+    cameras: Sequence[str] = ("agentview",),
+    limit: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[int, int]:
+    """Draw every recorded state of one file.
+
+    Args:
+        source: HDF5 of simulator states and actions of one task.
+        destination: HDF5 to write; it appears only when complete.
+        size: edge of the square frames in pixels, 16 to 1024.
+        cameras: "agentview" and/or "robot0_eye_in_hand".
+        limit: only the first episodes.
+        progress: called with (episode, done, total) after each episode.
+
+    Returns:
+        Number of episodes and of frames written.
+
+    Raises:
+        DataError: the source is not a file of recorded states.
+        BackendError: LIBERO's simulator or OpenGL is not available.
+    """
+    if not 16 <= size <= 1024:
+        raise DataError(f"size {size} px; allowed: 16 to 1024")
+    for camera in cameras:
+        if camera not in CAMERA_FIELD:
+            raise DataError(f"unknown camera '{camera}'; allowed: {', '.join(CAMERA_FIELD)}")
+    try:
+        recording = h5py.File(source, "r")
+    except OSError as error:
+        raise DataError(f"{source}: not a readable HDF5 file ({error})") from error
+    partial = destination.with_suffix(".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    frames = 0
+    with recording, h5py.File(partial, "w") as out:
+        meta = _source_attributes(recording, source)
+        simulator = Simulator(str(meta["suite"]), int(meta["task_id"]), size)
+        names = sorted(recording["data"], key=lambda key: int(key.split("_")[1]))[:limit]
+        group = out.create_group("data")
+        for done, name in enumerate(names, start=1):
+            frames += _render_episode(
+                simulator, recording["data"][name], group.create_group(name), cameras
+            )
+            if progress:
+                progress(name, done, len(names))
+        group.attrs.update(
+            suite=meta["suite"],
+            task_id=meta["task_id"],
+            task=meta["task"],
+            language=meta["language"],
+            env_name=simulator.env_name,
+            bddl_file_name=simulator.bddl,
+            macros_image_convention="opengl",
+            observation="before action",
+            problem_info=json.dumps({"language_instruction": simulator.language}),
+            env_args=json.dumps(
+                {
+                    "type": 1,
+                    "env_name": simulator.env_name,
+                    "bddl_file": simulator.bddl,
+                    "env_kwargs": {
+                        "camera_heights": size,
+                        "camera_widths": size,
+                        "control_freq": 20,
+                    },
+                }
+            ),
+            num_demos=len(names),
+            total=frames,
+        )
+        simulator.close()
+    partial.replace(destination)
+    return len(names), frames
+
+
+def _source_attributes(recording: h5py.File, source: Path) -> dict[str, Any]:
+    if "data" not in recording or not len(recording["data"]):
+        raise DataError(
+            f"{source}: key 'data' is missing or empty; expected recorded LIBERO states"
+        )
+    meta = dict(recording["data"].attrs)
+    for key in ("suite", "task_id", "task", "language"):
+        if key not in meta:
+            raise DataError(
+                f"{source}: attribute 'data.{key}' is missing; expected recorded LIBERO states"
+            )
+    for name, episode in recording["data"].items():
+        for key in ("states", "actions"):
+            if key not in episode:
+                raise DataError(
+                    f"{source}: key 'data/{name}/{key}' is missing; expected recorded LIBERO states"
+                )
+        if len(episode["states"]) != len(episode["actions"]) + 1:
+            raise DataError(
+                f"{source}: key 'data/{name}/states' has {len(episode['states'])} rows for "
+                f"{len(episode['actions'])} actions; expected one more state than actions"
+            )
+    return meta
+
+
+def _render_episode(
+    simulator: Simulator, episode: h5py.Group, out: h5py.Group, cameras: Sequence[str]
+) -> int:
+    states = episode["states"][()].astype(np.float64)
+    fields: dict[str, list[Any]] = {CAMERA_FIELD[camera]: [] for camera in cameras} | {
+        k: [] for k in PROPRIOCEPTION
+    }
+    for state in states:
+        simulator.set_state(state)
+        for camera in cameras:
+            fields[CAMERA_FIELD[camera]].append(simulator.draw(camera))
+        for key, value in simulator.proprioception().items():
+            fields[key].append(value)
+    for key, values in fields.items():
+        array = np.stack(values)
+        image = key.endswith("_rgb")
+        options = (
+            {"compression": "gzip", "compression_opts": 4, "chunks": (1, *array.shape[1:])}
+            if image
+            else {}
+        )
+        out.create_dataset(
+            f"obs/{key}", data=array if image else array.astype(np.float32), **options
+        )
+    out.create_dataset("actions", data=episode["actions"][()].astype(np.float32))
+    out.create_dataset("states", data=states.astype(np.float32), compression="gzip", shuffle=True)
+    out.attrs.update(episode.attrs)
+    return len(states)

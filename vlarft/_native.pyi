@@ -32,9 +32,7 @@ def philox(counters: _SupportsDLPack, key: int) -> NDArray[np.uint32]:
         ShapeError, DtypeError, BackendError: counters of another shape, type or device.
     """
 
-def gumbel(
-    addresses: _SupportsDLPack, out: _SupportsDLPack, seed: int, *, stream: int = 0
-) -> None:
+def gumbel(addresses: _SupportsDLPack, out: _SupportsDLPack, seed: int, *, stream: int = 0) -> None:
     """Fill `out` with the addressed Gumbel noise of token ids 0..ids-1.
 
     Philox4x32-10 with key = seed and counter = (id // 4, position, member, scene key), lane

@@ -27,6 +27,6 @@ def check_frames(frames: Tensor | NDArray[np.uint8], resolution: int) -> Tensor:
 def encode_frames(
     tokenizer: Tokenizer, frames: Tensor, batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Frames uint8 [P,H,W,3] -> context int64 [P,K0], first int64 [P,K], `batch` frames at a time."""
+    """Frames uint8 [P,H,W,3] -> context int64 [P,K0], first int64 [P,K], `batch` at a time."""
     parts = [encode(tokenizer, part.to(device)) for part in frames.split(batch)]
     return torch.cat([context for context, _ in parts]), torch.cat([first for _, first in parts])

@@ -4,7 +4,7 @@ import copy
 import logging
 import resource
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,31 +25,27 @@ from vlarft.engine.compare import (
     check_metric,
     check_reference,
     compare_frames,
-    embed,
     load_metric,
-    pair_distances,
 )
-from vlarft.engine.decode import decode_tokens, new_frames, render, scene_features
+from vlarft.engine.decode import decode_tokens, new_frames, scene_features
 from vlarft.engine.encode import check_frames, encode_frames
 from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
 from vlarft.engine.plan import Plan
+from vlarft.engine.resolve import NO_NATIVE, resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
 from vlarft.engine.stats import Stopwatch
-from vlarft.errors import BackendError, CheckpointError, ConfigError, ShapeError
+from vlarft.engine.stream import Stream
+from vlarft.errors import CheckpointError, ConfigError, ShapeError
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 from vlarft.models.world_model import WorldModel
 from vlarft.reference.attention import causal_attention
 from vlarft.reference.compare import Metric
-from vlarft.reference.decode import unique_frames
 from vlarft.reference.imagine import Prefix, Suffix, load_weights
 
 log = logging.getLogger("vlarft")
 
 Keep = Literal["tokens", "frames"]
-_BACKENDS = ("auto", "native", "reference")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_NO_NATIVE = "native stages (csrc/imagine, csrc/decode, csrc/compare) are not part of this build"
 
 
 @dataclass(frozen=True)
@@ -116,9 +112,9 @@ class RolloutEngine:
         memory_limit: int | str | None = None,
         attention: str = "sdpa",
     ) -> None:
-        self.backend = _resolve_backend(backend)
-        self.device = _resolve_device(device)
-        self.dtype = _resolve_dtype(dtype)
+        self.backend = resolve_backend(backend)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype)
         check_metric(metric)
         self.metric = metric if isinstance(metric, str) else type(metric).__name__
         self._metric_source, self._metric_file = (
@@ -144,7 +140,7 @@ class RolloutEngine:
         self._rates: dict[str, float] = {}
         self._size = self._footprint()
         if backend == "auto":
-            log.info("engine: reference back end on %s, %s (%s)", self.device, dtype, _NO_NATIVE)
+            log.info("engine: reference back end on %s, %s (%s)", self.device, dtype, NO_NATIVE)
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Self:
@@ -339,7 +335,8 @@ class RolloutEngine:
             check_reference(reference, len(scenes), actions.shape[2], (size, size))
             reference = reference.detach().to(self.device, torch.float32)
         expert = expert_actions is not None
-        plan = self._check_plan(len(scenes), *actions.shape[1:3], expert, "frames" in keep)
+        rollouts, times = actions.shape[1:3]
+        plan = self._check_plan(len(scenes), rollouts, times, expert, "frames" in keep)
 
         watch, counts = Stopwatch(self.device), {"frames": 0, "rendered": 0}
         if self.device.type == "cuda":
@@ -347,7 +344,7 @@ class RolloutEngine:
         near, far = [], []
         kept: dict[str, Tensor | None] = {}
         for seed in draws:
-            drawn = sampling.model_copy(update={"seed": int(seed)})
+            drawn = Sampling(**{**sampling.model_dump(), "seed": seed})
             imagined = self._imagine(scenes, actions, expert_actions, drawn, watch, progress)
             frames = self._new_kept_frames(imagined, "frames" in keep)
             with torch.inference_mode():
@@ -487,13 +484,15 @@ class RolloutEngine:
         parts = []
         for first in range(0, len(scenes), step):
             some = slice(first, first + step)
-            group = _Group(
-                engine=self,
+            group = Stream(
+                decoder=self._decoder,
                 metric=metric,
                 features=features.select(some),
                 tokens=tokens[some],
                 reference=None if reference is None else reference[some],
                 frames=None if frames is None else frames[some],
+                decode_batch=self._decode_batch,
+                compare_batch=self._compare_batch,
                 watch=watch,
             )
             parts.append(group.distances())
@@ -626,141 +625,8 @@ class RolloutEngine:
         )
 
 
-class _Group:
-    """Decode and compare of some scenes, whose reference features are held meanwhile.
-
-    Distinct frames are ranked: those of the expert first, as they are decoded first, then the rest.
-    Distinct (frame, reference) pairs are compared once, when their frame has been decoded.
-    """
-
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        metric: Metric,
-        features: DecoderFeatures,
-        tokens: Tensor,
-        reference: Tensor | None,
-        frames: Tensor | None,
-        watch: Stopwatch,
-    ) -> None:
-        self.decoder, self.decode_batch = engine._decoder, engine._decode_batch
-        self.compare_batch = engine._compare_batch
-        self.metric, self.features, self.watch, self.frames = metric, features, watch, frames
-        self.shape = tokens.shape[:3]  # scenes, members (the expert last, if any), times
-        scenes, members, times = self.shape
-        self.scene, self.codes, number = unique_frames(tokens.flatten(1, 2))
-        self.rendered = len(self.scene)
-        number = number.view(scenes, members, times)
-        # Reference frames and where each (scene, time) finds its own among them.
-        self.recorded = reference
-        if reference is None:
-            self.leading, self.target = number[:, -1].unique(return_inverse=True)
-        else:
-            self.leading = number.new_empty(0)
-            self.target = torch.arange(scenes * times, device=tokens.device).view(scenes, times)
-        ranks = torch.ones(self.rendered, dtype=torch.bool, device=tokens.device)
-        ranks[self.leading] = False
-        order = torch.cat((self.leading, ranks.nonzero()[:, 0]))
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        self.order, self.number = order, rank[number]  # [scenes, members, times] in ranks
-
-    def distances(self) -> tuple[Tensor, Tensor]:
-        """Distances float32 [scenes, N, times] of every rollout; fills the kept frames."""
-        scenes, members, times = self.shape
-        rollouts = members if self.recorded is not None else members - 1
-        reference = self._reference()
-        references = len(reference[0])
-        pairs = self.number[:, :rollouts] * references + self.target[:, None]
-        distinct, inverse = pairs.unique(return_inverse=True)
-        image, target = distinct // references, distinct % references
-        near = torch.empty(len(distinct), device=distinct.device)
-        far = torch.empty_like(near)
-        done, at = 0, 0
-        counts = torch.bincount(image, minlength=self.rendered).tolist()
-        for pixels, maps in self._images(reference):
-            some = slice(at, at + sum(counts[done : done + len(pixels)]))
-            if some.stop > some.start:
-                with self.watch.stage("compare"):
-                    levels = self.metric.features(pixels) if maps is None else maps
-                    near[some], far[some] = pair_distances(
-                        self.metric,
-                        (pixels, levels),
-                        reference,
-                        image[some] - done,
-                        target[some],
-                        self.compare_batch,
-                    )
-            self._keep(pixels, done)
-            done, at = done + len(pixels), some.stop
-        shape = (scenes, rollouts, times)
-        return near[inverse].view(shape), far[inverse].view(shape)
-
-    def _reference(self) -> tuple[Tensor, list[Tensor]]:
-        if self.recorded is not None:
-            pixels = self.recorded.flatten(0, 1)
-        else:
-            with self.watch.stage("decode"):
-                pixels = torch.cat(list(self._render(self.leading)))
-        with self.watch.stage("compare"):
-            return pixels, embed(self.metric, pixels, self.compare_batch)
-
-    def _images(
-        self, reference: tuple[Tensor, list[Tensor]]
-    ) -> Iterator[tuple[Tensor, list[Tensor] | None]]:
-        """Frames in rank order, with their feature maps where these exist already."""
-        if len(self.leading):
-            yield reference
-        rest = self._render(self.order[len(self.leading) :])
-        while True:
-            with self.watch.stage("decode"):
-                pixels = next(rest, None)
-            if pixels is None:
-                return
-            yield pixels, None
-
-    def _render(self, numbers: Tensor) -> Iterator[Tensor]:
-        batch = min(self.decode_batch, self.compare_batch)
-        return render(self.decoder, self.features, self.scene[numbers], self.codes[numbers], batch)
-
-    def _keep(self, pixels: Tensor, done: int) -> None:
-        if self.frames is None:
-            return
-        numbers = self.number.flatten()
-        here = ((numbers >= done) & (numbers < done + len(pixels))).nonzero()[:, 0]
-        self.frames.flatten(0, 2)[here] = pixels[numbers[here] - done]
-
-
 def _own_tokenizer(tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> Tokenizer:
     own = copy.deepcopy(tokenizer).eval().requires_grad_(False)
-    return own.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _resolve_backend(backend: str) -> str:
-    if backend not in _BACKENDS:
-        raise ConfigError(f"backend = '{backend}'; allowed: {', '.join(_BACKENDS)}")
-    if backend == "native":
-        raise BackendError(f"backend 'native' cannot run: {_NO_NATIVE}; use 'reference' or 'auto'")
-    return "reference"
-
-
-def _resolve_device(device: str | torch.device) -> torch.device:
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device = '{device}'; allowed: cpu, cuda, cuda:N") from error
-    if resolved.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device = '{device}'; allowed: cpu, cuda, cuda:N")
-    if resolved.type == "cuda":
-        if not torch.cuda.is_available():
-            raise BackendError(f"device '{device}': PyTorch sees no CUDA GPU here; use 'cpu'")
-        if resolved.index is None:
-            resolved = torch.device("cuda", torch.cuda.current_device())
-    return resolved
-
-
-def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype = '{name}'; allowed: {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    own.to(device, dtype)
+    own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return own

@@ -3,9 +3,9 @@
 The prompt of a scene (context and first frame) is prefilled once and shared by the M members of its
 group: attention against it is one matrix product over the group. Each member has only its own
 suffix, which its first action opens. All rows advance in lockstep; a pass takes either one token a
-row or, at a frame border, [last token of the frame, A action tokens]. Logits are computed only where
-a token is sampled, and only for frame codes. Nothing is prefilled twice and no token visits the host
-before all frames are done.
+row or, at a frame border, [last token of the frame, A action tokens]. Logits are computed only
+where a token is sampled, and only for frame codes. Nothing is prefilled twice and no token visits
+the host before all frames are done.
 """
 
 from collections.abc import Callable
@@ -148,7 +148,7 @@ def load_weights(
         cos=place(cos[0, :, None]),
         sin=place(sin[0, :, None] * sign),
         heads=int(config.num_attention_heads),
-        kv_heads=int(config.num_key_value_heads),
+        kv_heads=int(config.num_key_value_heads or config.num_attention_heads),
         head_dim=head_dim,
         eps=float(config.rms_norm_eps),
     )

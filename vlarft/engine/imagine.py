@@ -9,7 +9,7 @@ from torch import Tensor
 from vlarft.engine.checks import check_floating, check_shape
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes
-from vlarft.errors import BackendError, DataError
+from vlarft.errors import BackendError, DataError, ShapeError
 from vlarft.models.world_model import WorldModel
 from vlarft.reference.attention import Attention
 from vlarft.reference.imagine import Draw, Prefix, Suffix, Weights, imagine, prefill
@@ -42,7 +42,10 @@ def check_actions(
     check_shape(name, actions, shape)
     check_floating(name, actions, "in raw units")
     if actions.shape[-2] > frames:
-        check_shape(name, actions, (*shape[:-2], f"T<={frames}", shape[-1]))
+        raise ShapeError(
+            f"{name}: {actions.shape[-2]} actions a rollout; the world model imagines at most "
+            f"T = {frames} frames, one an action"
+        )
     actions = actions.detach().to(device, torch.float32)
     if not bool(actions.isfinite().all()):
         raise DataError(f"{name}: NaN or infinite values; give finite actions in raw units")

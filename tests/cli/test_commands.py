@@ -1,0 +1,197 @@
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from vlarft import demo
+from vlarft.cli import run_command
+
+
+def test_eval_world_model_writes_a_run(models, tmp_path, capsys):
+    run = tmp_path / "quality"
+    command = [
+        "eval",
+        "world-model",
+        "--world",
+        models.world,
+        "--data",
+        models.data,
+        "--windows",
+        "6",
+    ]
+    assert run_command([*command, "--run", str(run), "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)  # standard output carries the JSON and nothing else
+    assert result == json.loads((run / "summary.json").read_text())
+    assert (result["windows"], result["episodes"], result["frames"]) == (6, 2, 8)
+    assert "swapped actions" in err
+    assert "Imagination quality" in (run / "report.html").read_text()
+    assert json.loads((run / "environment.json").read_text())["vlarft"]
+
+
+@pytest.mark.parametrize("actions", ["still", "1", "file"])
+def test_imagine(models, tmp_path, capsys, actions):
+    if actions == "file":
+        actions = str(tmp_path / "actions.npy")
+        np.save(actions, np.zeros((8, 7)))
+    out = tmp_path / "scene.gif"
+    command = [
+        "imagine",
+        "--world",
+        models.world,
+        "--data",
+        models.data,
+        "--start",
+        "2",
+        "--scale",
+        "1",
+    ]
+    assert run_command([*command, "--actions", actions, "--out", str(out), "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["l1"]) == len(result["perceptual"]) == 8
+    with Image.open(out) as image:
+        assert image.n_frames == 8
+        assert image.size == (4 * 32 + 3 * 2, 32)
+
+
+def test_imagine_with_the_experts_own_actions_has_distance_0(models, tmp_path, capsys):
+    command = [
+        "imagine",
+        "--world",
+        models.world,
+        "--data",
+        models.data,
+        "--actions",
+        "0",
+        "--json",
+        "-",
+    ]
+    assert run_command([*command, "--out", str(tmp_path / "a.gif")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["l1"] == [0.0] * 8
+    assert result["perceptual"] == [0.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--episode", "99"], "has episodes 0 to 1"),
+        (["--start", "5"], "start at 0 to 4"),
+        (["--actions", "99"], "has episodes 0 to 1"),
+        (["--actions", "nothing.npy"], "nothing.npy"),
+        (["--split", "test"], "allowed: train, val"),
+    ],
+)
+def test_imagine_mistakes(models, tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["imagine", "--world", models.world, "--data", models.data, *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_rft_one_run_then_report(models, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["rft", "--world", models.world, "--policy", models.policy, "--data", models.data]
+    assert (
+        run_command([*command, "--config", models.config, "--run", str(run), "--pictures", "1"])
+        == 0
+    )
+    assert "imagined distance" in capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["kind"] == "rft"
+    assert {"loading", "pictures"} <= set(summary["stage_seconds"])
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "scenes.npz",
+        "environment.json",
+        "policy/config.json",
+    ):
+        assert (run / name).exists()
+    written = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert run_command(["report", str(run)]) == 0
+    assert (run / "report.html").read_text() == written
+
+
+def demo_config(models, tmp_path):
+    path = tmp_path / "demo.yaml"
+    content = {
+        "rft": models.config,
+        "seeds": [0, 1],
+        "world_model_windows": 4,
+        "pictures": 2,
+        "pretraining": "tiny",
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def use_tiny_assets(models, monkeypatch):
+    for name in ("world", "policy"):
+        monkeypatch.setattr(demo, name.upper(), models.root / name)
+    monkeypatch.setattr(demo, "DEMOS", models.root / "pick_up_the_milk.hdf5")
+
+
+def test_demo(models, tmp_path, capsys, monkeypatch):
+    use_tiny_assets(models, monkeypatch)
+    run = tmp_path / "demo"
+    command = ["demo", "--run", str(run), "--config", demo_config(models, tmp_path), "--json", "-"]
+    assert run_command(command) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert len(summary["distance_change"]["interval"]) == 2
+    for key in (
+        "distance_before",
+        "distance_after",
+        "control_change",
+        "difference",
+        "seconds",
+        "world_model",
+    ):
+        assert key in summary
+    assert [entry["seed"] for entry in summary["seeds"]] == [0, 1]
+    assert str((run / "report.html").resolve()) in err
+    text = (run / "report.html").read_text()
+    for words in (
+        "Against the control",
+        "Policy after",
+        "Curves",
+        "World model at frame 8",
+        "Where the time went",
+    ):
+        assert words in text
+    before = (run / "seed-1" / "treatment" / "metrics.jsonl").read_bytes()
+    assert run_command(command) == 0  # finished arms are kept
+    again = json.loads(capsys.readouterr().out)
+    assert again["distance_change"] == summary["distance_change"]
+    assert (run / "seed-1" / "treatment" / "metrics.jsonl").read_bytes() == before
+
+
+def test_demo_from_scratch_trains_the_models_it_uses(models, tmp_path, capsys, monkeypatch):
+    use_tiny_assets(models, monkeypatch)
+    monkeypatch.setattr(demo, "WORLD", tmp_path / "none")
+    monkeypatch.setattr(demo, "POLICY", tmp_path / "none")
+    run = tmp_path / "demo"
+    command = [
+        "demo",
+        "--from-scratch",
+        "--run",
+        str(run),
+        "--config",
+        demo_config(models, tmp_path),
+    ]
+    assert run_command([*command, "--set", "seeds=[0]"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["from_scratch"]
+    assert {"tokenizer pre-training", "world model pre-training", "policy pre-training"} <= set(
+        summary["stage_seconds"]
+    )
+    assert (run / "pretraining" / "world" / "world" / "layout.json").exists()
+
+
+def test_missing_bundled_models_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "WORLD", demo.ASSETS / "checkpoints" / "none")
+    assert run_command(["demo", "--run", str(tmp_path / "x")]) == 2
+    assert "no such model folder" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlarft import cli
+from vlarft.cli import run_command
+
+COMMANDS = (
+    ["demo"], ["rft"], ["imagine"], ["report"], ["info"], ["data"], ["data", "inspect"], ["train"], ["train", "policy"],
+    ["eval"], ["eval", "world-model"], ["weights"], ["weights", "lpips"],
+)  # fmt: skip
+
+
+def one_line(capsys):
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_an_example(command, capsys):
+    assert run_command([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Usage: vlarft" in text
+    if command not in (["data"], ["train"], ["eval"], ["weights"]):
+        assert "Example: vlarft" in " ".join(text.split())
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys, vlarft.cli as c; c.run_command(['--help']); sys.exit('torch' in sys.modules)"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--form-scratch"], "did you mean '--from-scratch'?"),
+        (["eval", "world-model", "--wold", "x"], "did you mean '--world'?"),
+        (["train", "policy", "--confg", "tiny"], "did you mean '--config'?"),
+        (["imagin"], "imagine"),
+        (["eval", "world-model", "--windows", "many"], "--windows"),
+        (["rft"], "--run"),
+        (["report", "/no/such/run"], "/no/such/run: no such run folder"),
+        (["imagine", "--out", "film.mp4"], "allowed: a name that ends in .gif or .webp"),
+        (["rft", "--run", "x", "--set", "stepz=3"], "did you mean 'steps'?"),
+        (["rft", "--run", "x", "--seeds", "a"], "expected whole numbers"),
+        (["demo", "--config", "dmeo"], "did you mean 'demo'?"),
+        (["eval", "world-model", "--world", "/no/world"], "/no/world"),
+        (["eval", "world-model", "--top-p", "1.5"], "top_p"),
+        (["weights", "lpips", "--net", "resnet"], "resnet"),
+        (["weights", "lpips", "--net", "vgg", "--file", "/no/file.pth"], "/no/file.pth"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(arguments) == 2
+    assert words in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_main_exits_with_the_code(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vlarft", "nonsense"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+
+
+def test_no_arguments_show_the_help(capsys):
+    assert run_command([]) == 2
+    assert "demo" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_130(monkeypatch, capsys, tmp_path):
+    def stop(_run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlarft.report.build.write_report", stop)
+    assert run_command(["report", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.startswith("stopped")
+
+
+def test_a_file_that_cannot_be_written_is_a_mistake(models, capsys, tmp_path):
+    target = tmp_path / "missing" / "out.json"
+    command = [
+        "eval",
+        "world-model",
+        "--world",
+        models.world,
+        "--data",
+        models.data,
+        "--windows",
+        "4",
+    ]
+    assert run_command([*command, "--json", str(target)]) == 2
+    assert str(target) in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_not_hidden(monkeypatch, tmp_path):
+    def broken(_run):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("vlarft.report.build.write_report", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_command(["report", str(tmp_path)])

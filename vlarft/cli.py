@@ -1,0 +1,453 @@
+"""The `vlarft` command: one function a command, heavy imports inside, so that `--help` is quick.
+
+Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 stopped by Ctrl-C.
+"""
+
+import difflib
+import importlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from vlarft.errors import ConfigError, VlarftError
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # typer may carry its own copy of click
+_SUBCOMMANDS = {"data": "vlarft.data.commands", "train": "vlarft.train.commands"}
+
+
+class LazyGroup(TyperGroup):
+    """Imports the modules of `data` and `train` only when one of their commands is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Replace a placeholder by the real group."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in _SUBCOMMANDS:
+            module = importlib.import_module(_SUBCOMMANDS[name])
+            command = typer.main.get_command(module.app)
+            command.name = name
+        return name, command, rest
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune robot policies inside a learned world model. Start with: vlarft demo",
+)
+data_app = typer.Typer(help="LIBERO demonstrations: look, cut, draw, measure.")
+train_app = typer.Typer(help="Pre-train the tokenizer, the world model or the policy.")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure: how good are imaginations?")
+weights_app = typer.Typer(no_args_is_help=True, help="Get pre-trained weights, checked by hash.")
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
+app.add_typer(weights_app, name="weights")
+
+
+@data_app.callback()
+@train_app.callback()
+@eval_app.callback()
+@weights_app.callback()
+def _group() -> None:
+    """Keep a group a group, even with one command."""
+
+
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
+]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="LIBERO HDF5 files or folders [default: bundled episodes]."),
+]
+World = Annotated[
+    Path | None, typer.Option("--world", help="World-model folder [default: bundled].")
+]
+PolicyFolder = Annotated[
+    Path | None, typer.Option("--policy", help="Policy folder [default: bundled].")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value; dots reach nested keys.")
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Metric = Annotated[str, typer.Option(help="lpips-alex (bundled), lpips-vgg or lpips-squeeze.")]
+Seed = Annotated[int, typer.Option(help="Of the world model's noise.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Probability mass that may be drawn.")]
+Noise = Annotated[str, typer.Option(help="shared or independent.")]
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    config: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "demo",
+    settings: Settings = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train all models first, shortly.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Fine-tune the bundled policy inside the bundled world model and write one HTML report.
+
+    A second call continues where a stopped one ended. Example: vlarft demo --run runs/demo
+    """
+    from vlarft.config import load_config
+    from vlarft.demo import DemoConfig, headline, run_demo
+
+    console = _console(json_file)
+    with redirect_stdout(sys.stderr) if json_file == "-" else nullcontext():
+        summary = run_demo(
+            run,
+            load_config(DemoConfig, config, settings or []),
+            from_scratch=from_scratch,
+            command=_command(),
+            say=lambda line: console.print(line, highlight=False, soft_wrap=True),
+        )
+    _done(console, headline(summary), run / "report.html")
+    _write_json(json_file, summary)
+
+
+@app.command()
+def rft(
+    run: Annotated[Path, typer.Option(help="Run folder; an unfinished run there is continued.")],
+    world: World = None,
+    policy: PolicyFolder = None,
+    data: Data = None,
+    config: Annotated[
+        str | None, typer.Option(help="Preset name or YAML file [default: the paper's values].")
+    ] = None,
+    settings: Settings = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0,1,2: treatment and control for each seed.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Scenes in the report.")] = 4,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Reinforcement fine-tuning: one run, or with --seeds an experiment with its control.
+
+    Example: vlarft rft --run runs/rft --config rft-small --seeds 0,1,2 --set steps=50
+    """
+    from vlarft.config import load_config
+    from vlarft.demo import (
+        DEMOS,
+        POLICY,
+        WORLD,
+        Stopwatch,
+        experiment,
+        finish,
+        headline,
+        load_bench,
+        show_policies,
+    )
+    from vlarft.report.environment import write_environment
+    from vlarft.rft.config import RFTConfig
+    from vlarft.rft.trainer import run_rft
+
+    console, clock = _console(json_file), Stopwatch()
+    wanted = load_config(RFTConfig, config, settings or [])
+    numbers = _numbers(seeds)
+    start = policy or POLICY
+    with clock("loading"):
+        bench = load_bench(world or WORLD, start, data or [DEMOS], wanted.reward.metric, device)
+    write_environment(run)
+    extra = {"command": _command()}
+    if numbers:
+        summary = experiment(bench, start, run, wanted, numbers, pictures, clock, extra)
+    else:
+        summary = run_rft(
+            bench.engine, bench.policy, bench.training, bench.validation, run, wanted
+        ).summary
+        with clock("pictures"):
+            show_policies(bench, start, run / "policy", run, wanted, pictures)
+        summary = finish(run, summary | extra, clock)
+    _done(console, headline(summary), run / "report.html")
+    _write_json(json_file, summary)
+
+
+@eval_app.command("world-model")
+def eval_world_model(
+    world: World = None,
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also write summary.json and report.html here.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    windows: Annotated[
+        int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
+    ] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Windows imagined at once.")] = 16,
+    metric: Metric = "lpips-alex",
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.8,
+    noise: Noise = "shared",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """PSNR, SSIM and LPIPS of imaginations, against copying, swapped actions and the ceiling.
+
+    Example: vlarft eval world-model --run runs/quality --windows 128
+    """
+    from vlarft.demo import (
+        DEMOS,
+        WORLD,
+        Stopwatch,
+        existing,
+        finish,
+        judge_world_model,
+        load_windows,
+    )
+    from vlarft.engine import RolloutEngine
+    from vlarft.report.environment import write_environment
+
+    console, clock = _console(json_file), Stopwatch()
+    sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
+    with clock("loading"):
+        engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
+        chosen = load_windows(data or [DEMOS], split, engine.world.layout.frames)
+    with clock("evaluation"), _bar("imagining") as progress:
+        quality = judge_world_model(
+            engine, chosen, windows, sampling, batch=batch, progress=progress
+        )
+    summary = quality.to_dict() | {"command": _command()}
+    console.print(quality.table())
+    for line in quality.lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    if run:
+        write_environment(run)
+        summary = finish(run, summary, clock)
+        _done(console, [], run / "report.html")
+    _write_json(json_file, summary)
+
+
+@app.command()
+def imagine(
+    out: Annotated[Path, typer.Option(help=".gif or .webp to write.")] = Path("imagined.gif"),
+    world: World = None,
+    data: Data = None,
+    episode: Annotated[int, typer.Option(min=0, help="Number of the episode in the data.")] = 0,
+    start: Annotated[int, typer.Option(min=0, help="Step of the given frame.")] = 0,
+    actions: Annotated[
+        str,
+        typer.Option(
+            help="still, a .npy file of raw actions [T,7], or the number of another episode."
+        ),
+    ] = "still",
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    scale: Annotated[int, typer.Option(min=1, max=16, help="Enlargement of the picture.")] = 3,
+    metric: Metric = "lpips-alex",
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.8,
+    noise: Noise = "shared",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Imagine one scene with given actions beside the expert's, as an animation with distances.
+
+    Example: vlarft imagine --episode 2 --start 40 --actions 5 --out imagined.gif
+    """
+    from vlarft.demo import DEMOS, WORLD, existing, load_windows
+    from vlarft.engine import RolloutEngine
+    from vlarft.report.imagination import imagine_actions, write_animation
+
+    console = _console(json_file)
+    if out.suffix not in (".gif", ".webp"):
+        raise ConfigError(f"--out {out}: allowed: a name that ends in .gif or .webp")
+    sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
+    engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
+    windows = load_windows(data or [DEMOS], split, engine.world.layout.frames)
+    result = imagine_actions(engine, windows, episode, start, actions, sampling)
+    write_animation(out, result.panels, scale)
+    console.print(
+        f"{result.instruction} (episode {episode}, step {start}; actions: {actions})",
+        highlight=False,
+    )
+    for frame, (l1, perceptual) in enumerate(
+        zip(result.l1, result.perceptual, strict=True), start=1
+    ):
+        console.print(
+            f"frame {frame}: L1 {l1:.4f}  {metric} {perceptual:.4f}  to the expert's imagination",
+            highlight=False,
+        )
+    console.print(
+        f"{out}: recorded | expert imagined | these actions imagined | difference x4",
+        highlight=False,
+    )
+    _write_json(json_file, result.to_dict() | {"file": str(out)})
+
+
+@weights_app.command("lpips")
+def weights_lpips(
+    net: Annotated[Literal["alex", "vgg", "squeeze"], typer.Option(help="Backbone.")] = "vgg",
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="torchvision's .pth or an LPIPS safetensors file, instead of a download."
+        ),
+    ] = None,
+) -> None:
+    """Fetch LPIPS weights (torchvision's address) or import a file; the hash is checked.
+
+    Example: vlarft weights lpips --net vgg --file vgg16-397923af.pth
+    """
+    from vlarft.models.lpips import install_weights, weights_path
+
+    present = weights_path(net)
+    if file is None and present.is_file():
+        _console(None).print(f"{present}: already here", highlight=False, soft_wrap=True)
+        return
+    _console(None).print(
+        f"{install_weights(net, file)}: LPIPS weights, checked", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write the HTML report of a run again.
+
+    Example: vlarft report runs/demo
+    """
+    from vlarft.report.build import write_report
+
+    _done(_console(None), [], write_report(run))
+
+
+@app.command()
+def info(json_file: JsonFile = None) -> None:
+    """What was built, what this machine can run, and why the rest cannot.
+
+    Example: vlarft info --json -
+    """
+    from vlarft.info import info as collect
+    from vlarft.info import render_info
+
+    if json_file != "-":
+        _console(json_file).print(render_info(), highlight=False)
+    _write_json(json_file, collect())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `vlarft` command; always ends in SystemExit."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        result = typer.main.get_command(app).main(
+            args=arguments, prog_name="vlarft", standalone_mode=False
+        )
+    except VlarftError as error:
+        return _mistake(str(error))
+    except _UsageError as error:
+        return _mistake(_usage(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _stopped()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _mistake(f"{error.filename}: {error.strerror}")
+    if result == 130:  # typer turns Ctrl-C into this
+        return _stopped()
+    return result if isinstance(result, int) else 0
+
+
+def _stopped() -> int:
+    sys.stderr.write("stopped; what was finished is kept, the same command goes on from there\n")
+    return 130
+
+
+def _mistake(message: str) -> int:
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    return 2
+
+
+def _usage(error: Any) -> str:
+    """One line for a wrong command line, with the nearest known option."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        with redirect_stdout(sys.stderr):
+            typer.echo(error.ctx.get_help())
+        return "name a command"
+    if type(error).__name__ != "NoSuchOption":
+        return str(error.format_message())
+    known = sorted(
+        {
+            name
+            for parameter in error.ctx.command.params
+            for name in parameter.opts
+            if name.startswith("--")
+        }
+    )
+    near = difflib.get_close_matches(error.option_name, known, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"unknown option '{error.option_name}'{hint}; known: {', '.join([*known, '--help'])}"
+
+
+def _console(json_file: str | None) -> Console:
+    """Standard output, or standard error when standard output carries JSON."""
+    return Console(stderr=json_file == "-")
+
+
+def _write_json(json_file: str | None, content: dict[str, Any]) -> None:
+    if json_file is None:
+        return
+    text = json.dumps(content, indent=2) + "\n"
+    if json_file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(json_file).write_text(text, encoding="utf-8")
+
+
+def _done(console: Console, lines: Sequence[str], path: Path) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _command() -> str:
+    return shlex.join(["vlarft", *sys.argv[1:]])
+
+
+def _numbers(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
+
+
+def _sampling(**values: Any) -> Any:
+    from vlarft.engine import Sampling
+
+    return Sampling(**values)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, about ten plain lines otherwise, on standard error."""
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title)
+        shown = -1
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            bar.update(task, completed=done, total=total)
+            tenth = 10 * done // total
+            if not console.is_terminal and tenth > shown:
+                shown = tenth
+                console.print(f"{title} {done}/{total}", highlight=False)
+
+        yield show

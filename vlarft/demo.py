@@ -1,0 +1,291 @@
+"""`vlarft demo` and the pieces of it that `vlarft rft` and `vlarft eval world-model` share."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from vlarft.config import Config, dump_config, load_config
+from vlarft.data.libero import read_episodes
+from vlarft.data.windows import Windows
+from vlarft.engine import RolloutEngine, Sampling
+from vlarft.errors import CheckpointError, DataError
+from vlarft.eval.world_model import WorldModelReport, evaluate_world_model
+from vlarft.models.flow_policy import FlowPolicy
+from vlarft.report.build import write_report
+from vlarft.report.environment import write_environment
+from vlarft.report.scenes import imagine_scenes, save_scenes
+from vlarft.rft.config import RFTConfig
+from vlarft.rft.evaluation import make_sampling, spread_windows
+from vlarft.rft.trainer import run_experiment, write_json
+from vlarft.train.commands import Pretraining, train_policy, train_tokenizer, train_world_model
+
+ASSETS = Path(__file__).parent / "assets"
+DEMOS = ASSETS / "demos" / "libero_object_64"
+WORLD = ASSETS / "checkpoints" / "world"
+POLICY = ASSETS / "checkpoints" / "policy"
+
+Say = Callable[[str], None]
+
+
+class DemoConfig(Config):
+    """What the demo runs; preset `demo`."""
+
+    rft: str = "rft-small"
+    """Preset or file of both arms."""
+    rft_set: tuple[str, ...] = ()
+    """Overrides of it, `key=value`."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of the experiment, each with a treatment and a control."""
+    world_model_windows: Annotated[int, Field(ge=2)] = 64
+    """Validation windows that judge the world model."""
+    pictures: Annotated[int, Field(ge=1)] = 4
+    """Scenes shown in the report."""
+    pretraining: str = "small"
+    """Preset or file of the models that `--from-scratch` trains."""
+    pretraining_set: tuple[str, ...] = ()
+    """Overrides of it, `key=value`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What an experiment needs: engine, starting policy, and windows of both splits."""
+
+    engine: RolloutEngine
+    policy: FlowPolicy
+    training: Windows
+    validation: Windows
+
+
+def load_bench(
+    world: Path, policy: Path, data: Sequence[Path], metric: str, device: str = "cpu"
+) -> Bench:
+    """Load models and demonstrations.
+
+    Raises:
+        CheckpointError, DataError: a part is missing or damaged.
+    """
+    engine = RolloutEngine.load(existing(world), metric=metric, device=device)
+    return Bench(
+        engine,
+        FlowPolicy.from_pretrained(existing(policy)),
+        load_windows(data, "train", engine.world.layout.frames),
+        load_windows(data, "val", engine.world.layout.frames),
+    )
+
+
+def load_windows(data: Sequence[Path], split: str, frames: int) -> Windows:
+    """Windows of one split ("train" or "val")."""
+    if split not in ("train", "val"):
+        raise DataError(f"split '{split}'; allowed: train, val")
+    return Windows(read_episodes(list(data), split=split), frames)  # type: ignore[arg-type]
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself.
+
+    Raises:
+        CheckpointError: it is missing; bundled ones come with the repository.
+    """
+    if not folder.is_dir():
+        hint = "; make it with: vlarft train --help" if ASSETS in folder.parents else ""
+        raise CheckpointError(f"{folder}: no such model folder{hint}")
+    return folder
+
+
+class Stopwatch:
+    """Seconds of named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count a `with` block towards a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def judge_world_model(
+    engine: RolloutEngine,
+    validation: Windows,
+    count: int,
+    sampling: Sampling,
+    *,
+    batch: int = 16,
+    perceptual: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> WorldModelReport:
+    """Evaluate on windows spread evenly over the validation episodes."""
+    return evaluate_world_model(
+        engine,
+        validation,
+        spread_windows(len(validation), count),
+        sampling,
+        batch=batch,
+        perceptual=perceptual,
+        progress=progress,
+    )
+
+
+def run_demo(
+    run: Path, config: DemoConfig, *, from_scratch: bool, command: str, say: Say
+) -> dict[str, Any]:
+    """Everything from checkpoints to `run/report.html`; finished parts of an earlier run are kept.
+
+    Args:
+        run: run folder.
+        config: what to run.
+        from_scratch: train tokenizer, world model and policy first, on the bundled demonstrations.
+        command: stored in the summary.
+        say: takes progress lines.
+
+    Returns:
+        Content of `summary.json`.
+    """
+    clock = Stopwatch()
+    write_environment(run)
+    rft = load_config(RFTConfig, config.rft, config.rft_set)
+    world, policy = WORLD, POLICY
+    if from_scratch:
+        world, policy = pretrain(run / "pretraining", config, clock, say)
+    with clock("loading"):
+        bench = load_bench(world, policy, [DEMOS], rft.reward.metric)
+    say(
+        f"{len(bench.training.episodes)} training and {len(bench.validation.episodes)} validation episodes, "
+        f"{len(bench.validation)} validation windows"
+    )
+    with clock("world-model evaluation"):
+        quality = judge_world_model(
+            bench.engine, bench.validation, config.world_model_windows, Sampling()
+        )
+    for line in quality.lines():
+        say(line)
+    summary = experiment(
+        bench, policy, run, rft, config.seeds, config.pictures, clock,
+        {"world_model": quality.to_dict(), "command": command, "from_scratch": from_scratch},
+    )  # fmt: skip
+    dump_config(config, run / "demo.yaml")
+    return summary
+
+
+def experiment(
+    bench: Bench,
+    policy_folder: Path,
+    run: Path,
+    config: RFTConfig,
+    seeds: Sequence[int],
+    pictures: int,
+    clock: Stopwatch,
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    """Treatment and control for each seed, pictures, summary and report.
+
+    Args:
+        bench: models and data; the policy is changed in place.
+        policy_folder: where the starting policy came from.
+        run: run folder.
+        config: of the treatment.
+        seeds: one pair of arms each.
+        pictures: scenes in the report.
+        clock: seconds of what was done before; goes on counting.
+        extra: more to write into `summary.json`.
+    """
+    summary = run_experiment(
+        bench.engine, bench.policy, bench.training, bench.validation, run, config, seeds=seeds
+    )
+    with clock("pictures"):
+        show_policies(
+            bench,
+            policy_folder,
+            run / f"seed-{seeds[-1]}" / "treatment" / "policy",
+            run,
+            config,
+            pictures,
+        )
+    return finish(run, summary | extra, clock)
+
+
+def show_policies(
+    bench: Bench, before: Path, after: Path, run: Path, config: RFTConfig, count: int
+) -> None:
+    """Write `run/scenes.npz`: scenes spread evenly over validation windows, not chosen by result."""
+    middles = spread_windows(len(bench.validation), 2 * count)[
+        1::2
+    ]  # not the first window, where little moves
+    scenes = imagine_scenes(
+        bench.engine,
+        FlowPolicy.from_pretrained(before),
+        FlowPolicy.from_pretrained(after),
+        bench.validation,
+        middles,
+        make_sampling(config.sampling, config.evaluation.seed),
+    )
+    save_scenes(run, scenes)
+
+
+def finish(run: Path, summary: dict[str, Any], clock: Stopwatch) -> dict[str, Any]:
+    """Write the summary with its stage seconds, then the report."""
+    summary["stage_seconds"] = clock.seconds
+    write_json(run / "summary.json", summary)
+    write_report(run)
+    return summary
+
+
+def pretrain(run: Path, config: DemoConfig, clock: Stopwatch, say: Say) -> tuple[Path, Path]:
+    """Short pre-training of all three models on the bundled demonstrations; finished ones are kept.
+
+    Returns:
+        Folders of the world model and of the policy.
+    """
+    settings = load_config(Pretraining, config.pretraining, config.pretraining_set)
+    tokenizer, world, policy = run / "tokenizer", run / "world", run / "policy"
+    for stage, folder, train in (
+        (
+            "tokenizer",
+            tokenizer,
+            lambda resume: train_tokenizer(settings, [DEMOS], tokenizer, resume),
+        ),
+        (
+            "world model",
+            world,
+            lambda resume: train_world_model(
+                settings, [DEMOS], world, tokenizer / "tokenizer", resume
+            ),
+        ),
+        ("policy", policy, lambda resume: train_policy(settings, [DEMOS], policy, resume)),
+    ):
+        name = {"world model": "world"}.get(stage, stage)
+        if (folder / name).is_dir():
+            say(f"{stage}: kept from an earlier run ({folder / name})")
+            continue
+        say(f"{stage}: pre-training")
+        with clock(f"{stage} pre-training"):
+            train((folder / "checkpoints").is_dir())
+    return world / "world", policy / "policy"
+
+
+def headline(summary: dict[str, Any]) -> list[str]:
+    """The figures that matter, one a line."""
+
+    def words(change: dict[str, Any]) -> str:
+        low, high = change["interval"]
+        return (
+            f"{100 * change['relative']:+.1f}% (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+        )
+
+    lines = [
+        f"imagined distance {summary['distance_before']:.4f} -> {summary['distance_after']:.4f}: "
+        + words(summary["distance_change"]),
+        f"action L1 {summary['action_l1_before']:.4f} -> {summary['action_l1_after']:.4f}: "
+        + words(summary["action_l1_change"]),
+    ]
+    if "control_change" in summary:
+        lines.insert(1, "control (permuted advantages): " + words(summary["control_change"]))
+        lines.insert(2, "difference to the control: " + words(summary["difference"]))
+    return lines

@@ -1,0 +1,1 @@
+"""Evaluation: how good imaginations are, with intervals that respect episodes."""

@@ -2,22 +2,26 @@
 
 import contextlib
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from queue import Empty
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from vlarft.data.inspect import inspect_files, inspection_table
 from vlarft.data.libero import SPLITS, Split, find_files, read_episodes
-from vlarft.data.render import CAMERA_FIELD, render_file
+from vlarft.data.render import CAMERA_FIELD, render_files
 from vlarft.data.statistics import Statistics, compute_statistics
 from vlarft.data.subset import subset_files
 from vlarft.errors import ConfigError, DataError
@@ -119,7 +123,10 @@ def render_command(
             rows.append({"file": str(target), "kept": True})
         else:
             work.append((source, target))
-    rows += _render(work, size, cameras, limit, jobs)
+    with _episodes_progress() as progress:
+        drawn = render_files(work, size, cameras, limit, jobs, progress)
+    for (_, target), (episodes, frames) in zip(work, drawn, strict=True):
+        rows.append({"file": str(target), "kept": False, "episodes": episodes, "frames": frames})
     _result(rows, json_file, lambda: _render_table(rows))
 
 
@@ -154,7 +161,7 @@ def _result(value: Any, json_file: str | None, table: Callable[[], Table]) -> No
 @contextlib.contextmanager
 def _files_progress(verb: str) -> Iterator[Callable[[Path, int, int], None]]:
     """A bar on a terminal, otherwise one plain line a file, on standard error either way."""
-    with _bar(verb) as bar:
+    with _bar() as bar:
         if bar is None:
             yield lambda file, done, total: typer.echo(
                 f"{verb} {done}/{total} {file.name}", err=True
@@ -167,7 +174,7 @@ def _files_progress(verb: str) -> Iterator[Callable[[Path, int, int], None]]:
 
 
 @contextlib.contextmanager
-def _bar(verb: str) -> Iterator[Progress | None]:
+def _bar() -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
@@ -179,70 +186,25 @@ def _bar(verb: str) -> Iterator[Progress | None]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield bar
-        for task in bar.tasks:
-            bar.update(task.id, description=verb)
 
 
-# Drawing: one process a file, since a simulator and its OpenGL context are freed for certain only
-# when their process ends. Workers report episodes through a queue.
+@contextlib.contextmanager
+def _episodes_progress() -> Iterator[Callable[[Path, str, int, int], None]]:
+    """A bar a file on a terminal, otherwise one plain line an episode."""
+    with _bar() as bar:
+        if bar is None:
+            yield lambda file, name, done, total: typer.echo(
+                f"drawn {file.name} {name} ({done}/{total})", err=True
+            )
+            return
+        tasks: dict[Path, TaskID] = {}
 
-_reports: Any = None
+        def show(file: Path, _: str, done: int, total: int) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file.name, total=total)
+            bar.update(tasks[file], completed=done)
 
-
-def _start_worker(reports: Any) -> None:
-    global _reports
-    _reports = reports
-
-
-def _draw(
-    source: Path, target: Path, size: int, cameras: list[str], limit: int | None
-) -> dict[str, Any]:
-    episodes, frames = render_file(
-        source,
-        target,
-        size,
-        cameras,
-        limit,
-        progress=lambda name, done, total: _reports.put((target.name, name, done, total)),
-    )
-    return {"file": str(target), "kept": False, "episodes": episodes, "frames": frames}
-
-
-def _render(
-    work: list[tuple[Path, Path]], size: int, cameras: list[str], limit: int | None, jobs: int
-) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    with (
-        _bar("drawn") as bar,
-        ProcessPoolExecutor(
-            max_workers=min(jobs, max(1, len(work))),
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(reports,),
-            max_tasks_per_child=1,
-        ) as pool,
-    ):
-        futures = [pool.submit(_draw, *pair, size, cameras, limit) for pair in work]
-        tasks: dict[str, Any] = {}
-        try:
-            while True:
-                finished = all(future.done() for future in futures)
-                with contextlib.suppress(Empty):
-                    while True:
-                        file, name, done, total = reports.get(timeout=0.2)
-                        if bar is None:
-                            typer.echo(f"drawn {file} {name} ({done}/{total})", err=True)
-                        else:
-                            if file not in tasks:
-                                tasks[file] = bar.add_task(file, total=total)
-                            bar.update(tasks[file], completed=done)
-                if finished or any(future.done() and future.exception() for future in futures):
-                    break
-        finally:
-            for future in futures:
-                future.cancel()
-        return [future.result() for future in futures if not future.cancelled()]
+        yield show
 
 
 def _subset_table(rows: list[dict[str, Any]]) -> Table:

@@ -5,9 +5,13 @@ Source files hold, per episode, `states` [L+1, S] (states[i] is before actions[i
 window may reach the end. Frames keep LIBERO's raw rows; readers turn them.
 """
 
+import contextlib
 import json
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import h5py
@@ -54,11 +58,12 @@ def render_file(
         recording = h5py.File(source, "r")
     except OSError as error:
         raise DataError(f"{source}: not a readable HDF5 file ({error})") from error
+    with recording:
+        meta = _source_attributes(recording, source)
     partial = destination.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     frames = 0
-    with recording, h5py.File(partial, "w") as out:
-        meta = _source_attributes(recording, source)
+    with h5py.File(source, "r") as recording, h5py.File(partial, "w") as out:
         simulator = Simulator(str(meta["suite"]), int(meta["task_id"]), size)
         names = sorted(recording["data"], key=lambda key: int(key.split("_")[1]))[:limit]
         group = out.create_group("data")
@@ -96,6 +101,77 @@ def render_file(
         simulator.close()
     partial.replace(destination)
     return len(names), frames
+
+
+def render_files(
+    work: Sequence[tuple[Path, Path]],
+    size: int = 64,
+    cameras: Sequence[str] = ("agentview",),
+    limit: int | None = None,
+    jobs: int = 1,
+    progress: Callable[[Path, str, int, int], None] | None = None,
+) -> list[tuple[int, int]]:
+    """Draw several files, each in a process of its own, `jobs` at a time.
+
+    A simulator and its OpenGL context are freed for certain only when their process ends.
+
+    Args:
+        work: pairs of source and destination.
+        size: as for `render_file`, like `cameras` and `limit`.
+        cameras: see `size`.
+        limit: see `size`.
+        jobs: processes, 1 or more.
+        progress: called with (destination, episode, done, total) after each episode.
+
+    Returns:
+        Numbers of episodes and frames of each file.
+
+    Raises:
+        DataError: a source is not a file of recorded states; files being drawn are finished first.
+        BackendError: LIBERO's simulator or OpenGL is not available.
+    """
+    if not work:
+        return []
+    context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
+    reports = context.Queue()
+    with ProcessPoolExecutor(
+        max_workers=min(jobs, len(work)),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(reports,),
+        max_tasks_per_child=1,
+    ) as pool:
+        futures = [pool.submit(_draw, *pair, size, tuple(cameras), limit) for pair in work]
+        while True:
+            finished = all(future.done() for future in futures)
+            with contextlib.suppress(Empty):
+                while True:
+                    report = reports.get(timeout=0.2)
+                    if progress:
+                        progress(*report)
+            failed = next((f for f in futures if f.done() and f.exception() is not None), None)
+            if failed is not None:
+                pool.shutdown(cancel_futures=True)
+                failed.result()
+            if finished:
+                return [future.result() for future in futures]
+
+
+_reports: Any = None  # a worker's way to tell its parent about episodes
+
+
+def _start_worker(reports: Any) -> None:
+    global _reports
+    _reports = reports
+
+
+def _draw(
+    source: Path, target: Path, size: int, cameras: Sequence[str], limit: int | None
+) -> tuple[int, int]:
+    def report(name: str, done: int, total: int) -> None:
+        _reports.put((target, name, done, total))
+
+    return render_file(source, target, size, cameras, limit, report)
 
 
 def _source_attributes(recording: h5py.File, source: Path) -> dict[str, Any]:

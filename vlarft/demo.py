@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,7 +158,8 @@ def run_demo(
     with clock("loading"):
         bench = load_bench(world, policy, [DEMOS], rft.reward.metric)
     say(
-        f"{len(bench.training.episodes)} training and {len(bench.validation.episodes)} validation episodes, "
+        f"{len(bench.training.episodes)} training and {len(bench.validation.episodes)} validation "
+        "episodes, "
         f"{len(bench.validation)} validation windows"
     )
     with clock("world-model evaluation"):
@@ -214,7 +216,7 @@ def experiment(
 def show_policies(
     bench: Bench, before: Path, after: Path, run: Path, config: RFTConfig, count: int
 ) -> None:
-    """Write `run/scenes.npz`: scenes spread evenly over validation windows, not chosen by result."""
+    """Write `run/scenes.npz`: validation windows spread evenly, not chosen by result."""
     middles = spread_windows(len(bench.validation), 2 * count)[
         1::2
     ]  # not the first window, where little moves
@@ -224,7 +226,7 @@ def show_policies(
         FlowPolicy.from_pretrained(after),
         bench.validation,
         middles,
-        make_sampling(config.sampling, config.evaluation.seed),
+        make_sampling(config.sampling).model_copy(update={"seed": config.evaluation.seed}),
     )
     save_scenes(run, scenes)
 
@@ -244,30 +246,24 @@ def pretrain(run: Path, config: DemoConfig, clock: Stopwatch, say: Say) -> tuple
         Folders of the world model and of the policy.
     """
     settings = load_config(Pretraining, config.pretraining, config.pretraining_set)
-    tokenizer, world, policy = run / "tokenizer", run / "world", run / "policy"
-    for stage, folder, train in (
-        (
-            "tokenizer",
-            tokenizer,
-            lambda resume: train_tokenizer(settings, [DEMOS], tokenizer, resume),
-        ),
+    tokenizer, world, policy = (run / name / name for name in ("tokenizer", "world", "policy"))
+    trainings: tuple[tuple[str, Path, Callable[[bool], Path]], ...] = (
+        ("tokenizer", tokenizer, partial(train_tokenizer, settings, [DEMOS], tokenizer.parent)),
         (
             "world model",
             world,
-            lambda resume: train_world_model(
-                settings, [DEMOS], world, tokenizer / "tokenizer", resume
-            ),
+            lambda resume: train_world_model(settings, [DEMOS], world.parent, tokenizer, resume),
         ),
-        ("policy", policy, lambda resume: train_policy(settings, [DEMOS], policy, resume)),
-    ):
-        name = {"world model": "world"}.get(stage, stage)
-        if (folder / name).is_dir():
-            say(f"{stage}: kept from an earlier run ({folder / name})")
+        ("policy", policy, partial(train_policy, settings, [DEMOS], policy.parent)),
+    )
+    for name, folder, train in trainings:
+        if folder.is_dir():
+            say(f"{name}: kept from an earlier run ({folder})")
             continue
-        say(f"{stage}: pre-training")
-        with clock(f"{stage} pre-training"):
-            train((folder / "checkpoints").is_dir())
-    return world / "world", policy / "policy"
+        say(f"{name}: pre-training")
+        with clock(f"{name} pre-training"):
+            train((folder.parent / "checkpoints").is_dir())
+    return world, policy
 
 
 def headline(summary: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ evaluation: {interval: 1, windows: 4, batch: 4}
 
 
 def write_libero(path: Path, episodes: int = 4, steps: int = 12, size: int = 32) -> Path:
-    """A file as `vlarft data render` writes it: a bright square that follows the first two actions."""
+    """A file as `vlarft data render` writes it: a square that follows two actions."""
     random = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")

@@ -169,7 +169,7 @@ def test_demo(models, tmp_path, capsys, monkeypatch):
     assert (run / "seed-1" / "treatment" / "metrics.jsonl").read_bytes() == before
 
 
-def test_demo_from_scratch_trains_the_models_it_uses(models, tmp_path, capsys, monkeypatch):
+def test_demo_from_scratch_trains_the_models_it_uses(models, tmp_path, monkeypatch):
     use_tiny_assets(models, monkeypatch)
     monkeypatch.setattr(demo, "WORLD", tmp_path / "none")
     monkeypatch.setattr(demo, "POLICY", tmp_path / "none")

@@ -8,7 +8,8 @@ from vlarft import cli
 from vlarft.cli import run_command
 
 COMMANDS = (
-    ["demo"], ["rft"], ["imagine"], ["report"], ["info"], ["data"], ["data", "inspect"], ["train"], ["train", "policy"],
+    ["demo"], ["rft"], ["imagine"], ["report"], ["info"], ["data"], ["data", "inspect"],
+    ["train"], ["train", "policy"],
     ["eval"], ["eval", "world-model"], ["weights"], ["weights", "lpips"],
 )  # fmt: skip
 

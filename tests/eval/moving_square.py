@@ -1,4 +1,4 @@
-"""A world that is known exactly: a white square on grey moves right by the first action entry, in pixels."""
+"""A world that is known exactly: a square moves right by the first action entry, in pixels."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +66,7 @@ class SquareEngine:
         return SimpleNamespace(tokens=(scenes[:, None, None] + moves.cumsum(-1)).long()[..., None])
 
     def decode(self, scenes: Tensor, tokens: Tensor) -> Tensor:
+        assert len(scenes) == len(tokens)
         flat = [picture(int(p)) for p in tokens.flatten()]
         frames = torch.from_numpy(np.stack(flat)).permute(0, 3, 1, 2).float() / 255
         return frames.unflatten(0, tokens.shape[:-1])

@@ -1,3 +1,4 @@
+import itertools
 import math
 import xml.etree.ElementTree as ET
 
@@ -24,7 +25,7 @@ def test_ticks_enclose_the_values_and_are_evenly_spaced(low, high):
     assert ticks[0] <= low
     assert ticks[-1] >= high
     assert 2 <= len(ticks) <= 12
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(ticks)]
     assert steps == pytest.approx([steps[0]] * len(steps))
 
 
@@ -50,7 +51,7 @@ def test_labels_do_not_overlap_and_stay_inside():
     series = Series("a", [])
     placed = spread_labels([(200.0, series), (201.0, series), (214.0, series), (60.0, series)])
     heights = [y for y, _ in placed]
-    assert all(b - a >= 15 - 1e-9 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 15 - 1e-9 for a, b in itertools.pairwise(heights))
     assert max(heights) < HEIGHT
 
 

@@ -54,7 +54,8 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.shape != b.shape or a.dim() != 4 or min(a.shape[-2:]) < SSIM_WINDOW:
         raise ShapeError(
-            f"ssim: {list(a.shape)} and {list(b.shape)} must be equal [B, 3, H, W], H and W >= {SSIM_WINDOW}"
+            f"ssim: {list(a.shape)} and {list(b.shape)} must be equal [B, 3, H, W], H and W >= "
+            f"{SSIM_WINDOW}"
         )
     channels = a.shape[1]
     offsets = torch.arange(SSIM_WINDOW, dtype=a.dtype, device=a.device) - SSIM_WINDOW // 2

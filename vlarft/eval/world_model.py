@@ -3,7 +3,8 @@
 Four methods predict the T frames that follow a given frame of recorded validation windows:
 
 * `world_model`: free-running imagination with the expert's actions;
-* `swapped`: the same, from the same frame and with the same noise, with the actions of another episode;
+* `swapped`: the same, from the same frame and with the same noise, with the actions of another
+  episode;
 * `copy`: the given frame, unchanged;
 * `tokenizer`: the recorded frames, encoded and decoded: the ceiling of the world model.
 
@@ -76,8 +77,9 @@ class WorldModelReport:
         episodes: number of episodes they come from.
         frames: T.
         metric: network of LPIPS, e.g. "lpips-alex", or None when LPIPS was left out.
-        quality: `quality[method][region][figure]` is a list of T values; figures are `psnr` (dB, mean of
-            per-window PSNR), `psnr_pooled` (dB, PSNR of the mean error), `ssim` and `lpips`.
+        quality: `quality[method][region][figure]` is a list of T values; figures are `psnr` (dB,
+            mean of per-window PSNR), `psnr_pooled` (dB, PSNR of the mean error), `ssim` and
+            `lpips`.
         comparisons: paired differences at the last frame with intervals.
         sampling: options of the imagination.
     """
@@ -97,7 +99,7 @@ class WorldModelReport:
 
     @property
     def listens_to_actions(self) -> bool:
-        """Moving pixels, last frame: 3 dB above copying and 1 dB above swapped actions, intervals without 0."""
+        """Moving pixels, last frame: 3 dB over copying, 1 dB over swapped actions, without 0."""
         copy, swapped = (self.comparison(m, "moving").difference for m in ("copy", "swapped"))
         return (
             copy.value >= OVER_COPY_DB
@@ -112,7 +114,7 @@ class WorldModelReport:
         return self.comparison("copy", "all").difference.value >= 0
 
     def flat(self) -> dict[str, float]:
-        """The figures to watch during training, at the last frame; names as in `docs/metrics.md`."""
+        """Figures to watch during training, at the last frame; names as in `docs/metrics.md`."""
         figures = {
             f"psnr_{region}_{method}": self.quality[method][region]["psnr"][-1]
             for region in REGIONS
@@ -177,10 +179,11 @@ class WorldModelReport:
 
 
 def swapped_partners(episode: Tensor, start: Tensor) -> Tensor:
-    """For each window another one whose actions it receives: a permutation that changes every episode.
+    """For each window the one whose actions it receives: a permutation between episodes.
 
-    Windows are ordered by (episode, start) and shifted in a circle. Among the shifts that give every window
-    another episode, the one is taken whose partners are farthest apart in time; the smallest on ties.
+    Windows are ordered by (episode, start) and shifted in a circle. Among the shifts that give
+    every window another episode, the one is taken whose partners are farthest apart in time; the
+    smallest on ties.
 
     Args:
         episode: int64 [W], episode of each window.
@@ -196,7 +199,8 @@ def swapped_partners(episode: Tensor, start: Tensor) -> Tensor:
     largest = int(torch.unique(episode, return_counts=True)[1].max())
     if 2 * largest > count:
         raise DataError(
-            f"one episode holds {largest} of {count} windows, so actions cannot be swapped between episodes; "
+            f"one episode holds {largest} of {count} windows, so actions cannot be swapped between "
+            "episodes; "
             "evaluate windows of at least 2 episodes, none with more than half of them"
         )
     order = sorted(range(count), key=lambda i: (int(episode[i]), int(start[i]), i))
@@ -291,7 +295,7 @@ def _measure(
         "ssim": torch.stack([inside, over_moving], 2),
     }
     if perceptual:
-        # Over moving pixels: still pixels are taken from the recording, so only moving ones can differ.
+        # Still pixels are taken from the recording, so that only moving ones can differ.
         pasted = torch.where(moving[:, :, :, None], predicted, reference)
         results["lpips"] = torch.stack(
             [

@@ -9,7 +9,17 @@ from typing import Any
 from vlarft.errors import DataError
 from vlarft.eval.world_model import LABELS, METHODS, OVER_COPY_DB, OVER_SWAPPED_DB
 from vlarft.report.charts import amount
-from vlarft.report.data import Chart, Check, Headline, Interval, ReportData, Series, TableData, Tone
+from vlarft.report.data import (
+    Chart,
+    Check,
+    Colour,
+    Headline,
+    Interval,
+    ReportData,
+    Series,
+    TableData,
+    Tone,
+)
 from vlarft.report.html import duration, render
 from vlarft.report.scenes import load_scenes
 
@@ -93,7 +103,8 @@ def _experiment(run: Path, summary: Summary, _metrics: list[Record]) -> ReportDa
         Headline(
             "Against the control",
             _points(gap["relative"]),
-            "The control had the same anchor, data, steps and seeds, but its advantages were shuffled within each "
+            "The control had the same anchor, data, steps and seeds, but its advantages were "
+            "shuffled within each "
             "group. What is left is due to the reward alone.",
             _between(gap["interval"], "points"),
             "good" if beats else "neutral",
@@ -119,30 +130,34 @@ def _experiment(run: Path, summary: Summary, _metrics: list[Record]) -> ReportDa
     if world:
         checks += _world_checks(world)
     intervals = [
-        Interval("Fine-tuned by the reward", change["relative"], *change["interval"], "%"),
-        Interval("Control (shuffled)", control["relative"], *control["interval"], "%", "control"),
-        Interval("Difference of the two", gap["relative"], *gap["interval"], "%", "second"),
+        _effect("Fine-tuned by the reward", change["relative"], change["interval"]),
+        _effect("Control (shuffled)", control["relative"], control["interval"], colour="control"),
+        _effect("Difference of the two", gap["relative"], gap["interval"], colour="second"),
     ]
     if beats and lowered:
         verdict = (
             f"Fine-tuning inside the world model works here: the policy's imagined futures moved "
-            f"{-100 * change['relative']:.1f}% closer to the expert's on scenes it never trained on, "
+            f"{-100 * change['relative']:.1f}% closer to the expert's on scenes it never trained "
+            "on, "
             f"{-100 * gap['relative']:.1f} points more than without a meaningful reward."
         )
     elif lowered:
         verdict = (
-            f"The imagined distance fell by {-100 * change['relative']:.1f}%, but not clearly more than in the control: "
+            f"The imagined distance fell by {-100 * change['relative']:.1f}%, but not clearly more "
+            "than in the control: "
             "the reward cannot be credited with it."
         )
     else:
-        verdict = "Fine-tuning did not clearly bring the policy's imagined futures closer to the expert's."
+        verdict = "Fine-tuning did not clearly bring imagined futures closer to the expert's."
     tone: Tone = "good" if beats and lowered else ("neutral" if lowered else "bad")
     timed = [r for runs in arms.values() for records in runs for r in records]
     return ReportData(
         title="Reinforcement fine-tuning in imagination",
         subtitle=(
-            f"{steps} steps with {seeds} {'seed' if seeds == 1 else 'seeds'}, treatment and control; judged on "
-            f"{summary['windows']} windows of {summary['episodes']} validation episodes that training never saw."
+            f"{steps} steps with {seeds} {'seed' if seeds == 1 else 'seeds'}, treatment and "
+            "control; judged on "
+            f"{summary['windows']} windows of {summary['episodes']} validation episodes that "
+            "training never saw."
         ),
         verdict=verdict,
         tone=tone,
@@ -167,16 +182,19 @@ def _single(run: Path, summary: Summary, metrics: list[Record]) -> ReportData:
     return ReportData(
         title="Reinforcement fine-tuning in imagination",
         subtitle=(
-            f"One {arm} run of {summary['steps']} steps, seed {summary['seed']}; judged on {summary['windows']} windows of "
+            f"One {arm} run of {summary['steps']} steps, seed {summary['seed']}; judged on "
+            f"{summary['windows']} windows of "
             f"{summary['episodes']} validation episodes that training never saw."
         ),
         verdict=(
-            f"The imagined distance to the expert changed by {amount(change['relative'], '%')}. Without a control this does "
-            "not yet show that the reward did it: the behaviour-cloning anchor alone lowers the distance."
+            f"The imagined distance to the expert changed by {amount(change['relative'], '%')}. "
+            "Without a control this does "
+            "not yet show that the reward did it: the behaviour-cloning anchor alone lowers the "
+            "distance."
         ),
         tone="neutral",
         headlines=_distance_headlines(summary),
-        intervals=[Interval("Imagined distance", change["relative"], *change["interval"], "%")],
+        intervals=[_effect("Imagined distance", change["relative"], change["interval"])],
         checks=[Check("The imagined distance falls", lowered, _between(change["interval"]))],
         scenes=[s.scene() for s in load_scenes(run)],
         charts=_rft_charts({arm: [metrics], "control" if arm == "treatment" else "treatment": []}),
@@ -197,7 +215,8 @@ def _distance_headlines(summary: Summary) -> list[Headline]:
         Headline(
             "Imagined distance",
             amount(change["relative"], "%"),
-            f"From {summary['distance_before']:.4f} to {summary['distance_after']:.4f}: how far the imagined pictures of the "
+            f"From {summary['distance_before']:.4f} to {summary['distance_after']:.4f}: how far "
+            "the imagined pictures of the "
             "policy's actions are from those of the expert's. Less is better.",
             _between(change["interval"]),
             tone,
@@ -205,8 +224,10 @@ def _distance_headlines(summary: Summary) -> list[Headline]:
         Headline(
             "Action error",
             amount(action["relative"], "%"),
-            f"Mean difference to the expert's actions, {summary['action_l1_before']:.4f} before and "
-            f"{summary['action_l1_after']:.4f} after, in raw LIBERO units. It must not rise while pictures get closer.",
+            f"Mean difference to the expert's actions, {summary['action_l1_before']:.4f} before "
+            "and "
+            f"{summary['action_l1_after']:.4f} after, in raw LIBERO units. It must not rise while "
+            "pictures get closer.",
             _between(action["interval"]),
             "good"
             if action["interval"][1] < 0
@@ -221,15 +242,52 @@ def _distance_headlines(summary: Summary) -> list[Headline]:
 
 
 _CURVES = (
-    ("validation_distance", "Imagined distance, validation", "", "L1 + LPIPS to the expert's imagination on episodes that training never saw. Down is good."),
-    ("validation_action_l1", "Action error, validation", "raw units", "Mean difference to the expert's actions. It must not rise."),
-    ("reward_mean", "Reward in training", "", "Minus the distance of sampled rollouts. Start states differ from step to step, so it is noisy. Up is good."),
-    ("group_spread", "Spread within a group", "", "Standard deviation of the reward among rollouts of one start state: the signal that advantages are made of."),
-    ("sigma_mean", "Exploration noise", "sigma", "Mean standard deviation of the policy's flow steps."),
-    ("ratio_max", "Largest importance ratio", "", "1 at the first update of a batch by construction; far from 1 means updates are too large."),
-    ("anchor_loss", "Behaviour-cloning anchor", "loss", "Flow-matching loss on expert actions; keeps the policy near demonstrations."),
+    (
+        "validation_distance",
+        "Imagined distance, validation",
+        "",
+        "L1 + LPIPS to the expert's imagination on episodes that training never saw. Down is good.",
+    ),
+    (
+        "validation_action_l1",
+        "Action error, validation",
+        "raw units",
+        "Mean difference to the expert's actions. It must not rise.",
+    ),
+    (
+        "reward_mean",
+        "Reward in training",
+        "",
+        "Minus the distance of sampled rollouts. Start states differ from step to step, so it is "
+        "noisy. Up is good.",
+    ),
+    (
+        "group_spread",
+        "Spread within a group",
+        "",
+        "Standard deviation of the reward among rollouts of one start state: the signal that "
+        "advantages are made of.",
+    ),
+    (
+        "sigma_mean",
+        "Exploration noise",
+        "sigma",
+        "Mean standard deviation of the policy's flow steps.",
+    ),
+    (
+        "ratio_max",
+        "Largest importance ratio",
+        "",
+        "1 at the first update of a batch by construction; far from 1, updates are too large.",
+    ),
+    (
+        "anchor_loss",
+        "Behaviour-cloning anchor",
+        "loss",
+        "Flow-matching loss on expert actions; keeps the policy near demonstrations.",
+    ),
     ("gradient_norm", "Gradient norm", "", "Global norm before clipping."),
-)  # fmt: skip
+)
 
 
 def _rft_charts(arms: dict[str, list[list[Record]]]) -> list[Chart]:
@@ -281,12 +339,16 @@ def _rft_notes(summary: Summary) -> list[str]:
         "lpips-vgg": "VGG-16, as in the paper",
     }
     return [
-        f"Distance = mean absolute pixel difference + LPIPS, averaged over frames; the LPIPS network is "
+        "Distance = mean absolute pixel difference + LPIPS, averaged over frames; the LPIPS "
+        "network is "
         f"{net.get(summary['metric'], summary['metric'])}.",
-        "Policy and expert are imagined with the same noise, so the expert's distance to itself is exactly 0.",
-        "Intervals are 95%, from a bootstrap that draws whole episodes and seeds with replacement, paired before and after.",
+        "Policy and expert are imagined with the same noise, so the expert's distance to itself "
+        "is exactly 0.",
+        "Intervals are 95%, from a bootstrap that draws whole episodes and seeds with "
+        "replacement, paired before and after.",
         "Scenes are spread evenly over validation windows, not chosen by result.",
-        "An imagined distance is not a success rate: only execution in the simulator measures that.",
+        "An imagined distance is not a success rate: only execution in the simulator measures "
+        "that.",
     ]
 
 
@@ -337,9 +399,14 @@ def _world_model(run: Path, summary: Summary, _metrics: list[Record]) -> ReportD
             )
         )
         intervals.append(
-            Interval(f"{c['region'].capitalize()} pixels {name}", d["value"], *d["interval"], "dB",
-                     "treatment" if c["region"] == "moving" else "control")
-        )  # fmt: skip
+            _effect(
+                f"{c['region'].capitalize()} pixels {name}",
+                d["value"],
+                d["interval"],
+                "dB",
+                "treatment" if c["region"] == "moving" else "control",
+            )
+        )
     charts = []
     for region in ("moving", "all"):
         for figure, title, unit in (("psnr", "PSNR", "dB"), ("lpips", "LPIPS", "")):
@@ -376,13 +443,15 @@ def _world_model(run: Path, summary: Summary, _metrics: list[Record]) -> ReportD
     return ReportData(
         title="Imagination quality",
         subtitle=(
-            f"{summary['windows']} windows of {summary['episodes']} validation episodes, {frames} frames imagined from one; "
+            f"{summary['windows']} windows of {summary['episodes']} validation episodes, {frames} "
+            "frames imagined from one; "
             f"something moves in {summary['moving_windows']} of them."
         ),
         verdict=(
-            f"The world model listens to its actions: at frame {frames} it is clearly better with the right ones."
+            f"The world model listens to its actions: at frame {frames} it is clearly better with "
+            "the right ones."
             if listens
-            else "The world model does not listen to its actions enough; rewards inside it would mean little."
+            else "The world model does not listen to its actions enough; rewards in it mean little."
         ),
         tone="good" if listens else "bad",
         headlines=headlines,
@@ -395,9 +464,12 @@ def _world_model(run: Path, summary: Summary, _metrics: list[Record]) -> ReportD
         environment=_json(run / "environment.json"),
         command=str(summary.get("command", f"vlarft report {run}")),
         notes=[
-            "Moving pixels: largest channel difference to the given frame above 0.1 in any recorded frame of the window.",
-            "Swapped actions: the same frame and noise, with the actions of a window of another episode.",
-            "PSNR is computed per window and averaged; the pooled variant, in summary.json, uses the mean error of all windows.",
+            "Moving pixels: largest channel difference to the given frame above 0.1 in any "
+            "recorded frame of the window.",
+            "Swapped actions: the same frame and noise, with the actions of a window of another "
+            "episode.",
+            "PSNR is computed per window and averaged; the pooled variant, in summary.json, uses "
+            "the mean error of all windows.",
         ],
     )
 
@@ -421,7 +493,8 @@ def _world_checks(summary: Summary) -> list[Check]:
             evidence(copy),
         ),
         Check(
-            f"World model: at least {OVER_SWAPPED_DB:g} dB above itself with another scene's actions",
+            f"World model: at least {OVER_SWAPPED_DB:g} dB above itself with another scene's "
+            "actions",
             swapped["value"] >= OVER_SWAPPED_DB and swapped["interval"][0] > 0,
             evidence(swapped),
         ),
@@ -453,7 +526,8 @@ def _quality_table(summary: Summary) -> TableData:
         f"World model at frame {summary['frames']}",
         columns,
         rows,
-        f"{summary['windows']} validation windows, free-running. The tokenizer's reconstruction is the ceiling.",
+        f"{summary['windows']} validation windows, free-running. The tokenizer's reconstruction "
+        "is the ceiling.",
     )
 
 
@@ -497,7 +571,8 @@ def _pretraining(run: Path, summary: Summary, metrics: list[Record]) -> ReportDa
     return ReportData(
         title=f"Pre-training: {run.name}",
         subtitle=f"{last} steps.",
-        verdict=f"{last} steps recorded. Curves below; `vlarft eval world-model` tells whether a world model is good enough.",
+        verdict=f"{last} steps recorded. Whether a world model is good enough, "
+        "`vlarft eval world-model` tells.",
         headlines=headlines,
         charts=charts,
         configuration=_text(run / "config.yaml"),
@@ -522,6 +597,13 @@ def _mean_line(runs: list[list[tuple[float, float]]]) -> list[tuple[float, float
     tables = [dict(run) for run in runs]
     steps = sorted(set.intersection(*(set(t) for t in tables)))
     return [(x, sum(t[x] for t in tables) / len(tables)) for x in steps]
+
+
+def _effect(
+    label: str, value: float, interval: list[float], unit: str = "%", colour: Colour = "treatment"
+) -> Interval:
+    low, high = interval
+    return Interval(label, value, low, high, unit, colour)
 
 
 def _points(share: float) -> str:

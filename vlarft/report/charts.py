@@ -1,4 +1,4 @@
-"""Inline SVG: curves, interval plots and the bar of seconds. Colours are CSS classes of `page.css`."""
+"""Inline SVG: curves and interval plots. Colours are CSS classes of `page.css`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,17 +40,21 @@ def curve(chart: Chart) -> str:
     parts = []
     for tick in ticks:
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" '
+            f'y2="{py(tick):.1f}"/>'
         )
         parts.append(
-            f'<text class="tick" x="{LEFT - 8}" y="{py(tick) + 4:.1f}" text-anchor="end">{label(tick, ticks)}</text>'
+            f'<text class="tick" x="{LEFT - 8}" y="{py(tick) + 4:.1f}" '
+            f'text-anchor="end">{label(tick, ticks)}</text>'
         )
     for tick in [t for t in nice_ticks(x_low, x_high, 5) if x_low <= t <= x_high]:
         parts.append(
-            f'<text class="tick" x="{px(tick):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{tick:g}</text>'
+            f'<text class="tick" x="{px(tick):.1f}" y="{HEIGHT - 14}" '
+            f'text-anchor="middle">{tick:g}</text>'
         )
     parts.append(
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 1}" text-anchor="middle">'
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 1}" '
+        'text-anchor="middle">'
         f"{escape(chart.x_label)}</text>"
     )
     ends: list[tuple[float, Series]] = []
@@ -72,14 +76,16 @@ def curve(chart: Chart) -> str:
                 for x, y in points
             ]
         parts += [
-            f'<circle class="hit" cx="{px(x):.1f}" cy="{py(y):.1f}" r="7"><title>{escape(series.name)}, '
+            f'<circle class="hit" cx="{px(x):.1f}" cy="{py(y):.1f}" '
+            f'r="7"><title>{escape(series.name)}, '
             f"{escape(chart.x_label)} {x:g}: {y:.4g} {escape(chart.unit)}</title></circle>"
             for x, y in points[:: max(1, len(points) // 60)]
         ]
         ends.append((py(shown[-1][1]), series))
     for y, series in spread_labels(ends):
         parts.append(
-            f'<text class="name {series.colour}" x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}">{escape(series.name)}</text>'
+            f'<text class="name {series.colour}" x="{WIDTH - RIGHT + 8}" '
+            f'y="{y + 4:.1f}">{escape(series.name)}</text>'
         )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
@@ -104,17 +110,20 @@ def interval_plot(intervals: Sequence[Interval]) -> str:
     for tick in ticks:
         kind = "zero" if abs(tick) < 1e-12 else "grid"
         parts.append(
-            f'<line class="{kind}" x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="4" y2="{height - 26}"/>'
+            f'<line class="{kind}" x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="4" '
+            f'y2="{height - 26}"/>'
         )
         shown = f"{100 * tick:+.3g}%" if unit == "%" else f"{tick:+.3g}"
         shown = "0" if abs(tick) < 1e-12 else shown.replace("-", "−")
         parts.append(
-            f'<text class="tick" x="{px(tick):.1f}" y="{height - 8}" text-anchor="middle">{shown}</text>'
+            f'<text class="tick" x="{px(tick):.1f}" y="{height - 8}" '
+            f'text-anchor="middle">{shown}</text>'
         )
     for number, item in enumerate(intervals):
         y = 4 + row * (number + 0.5)
         parts.append(
-            f'<text class="row" x="{left - 20}" y="{y + 5:.1f}" text-anchor="end">{escape(item.label)}</text>'
+            f'<text class="row" x="{left - 20}" y="{y + 5:.1f}" '
+            f'text-anchor="end">{escape(item.label)}</text>'
         )
         parts.append(
             f'<line class="whisker {item.colour}" x1="{px(item.low):.1f}" x2="{px(item.high):.1f}" '
@@ -125,7 +134,8 @@ def interval_plot(intervals: Sequence[Interval]) -> str:
             f'<circle class="mark {item.colour}" cx="{px(item.value):.1f}" cy="{y:.1f}" r="7"/>'
         )
         parts.append(
-            f'<text class="row strong" x="{width - 100}" y="{y + 5:.1f}">{amount(item.value, unit)}</text>'
+            f'<text class="row strong" x="{width - 100}" '
+            f'y="{y + 5:.1f}">{amount(item.value, unit)}</text>'
         )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Effects with intervals">'

@@ -100,7 +100,13 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One moving picture. Attributes: caption; frames uint8 [T, H, W, 3]; note below the caption."""
+    """One moving picture.
+
+    Attributes:
+        caption: what it is.
+        frames: uint8 [T, H, W, 3].
+        note: below the caption.
+    """
 
     caption: str
     frames: Frames

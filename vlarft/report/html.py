@@ -77,7 +77,8 @@ def _header(report: ReportData) -> str:
     cards = "".join(
         f'<div class="card headline"><div class="label">{escape(h.label)}</div>'
         f'<div class="value {h.tone}-ink">{_number(h.value)}</div>'
-        f'<div class="interval">{escape(h.interval)}</div><div class="meaning">{escape(h.meaning)}</div></div>'
+        f'<div class="interval">{escape(h.interval)}</div><div '
+        f'class="meaning">{escape(h.meaning)}</div></div>'
         for h in report.headlines
     )
     return (
@@ -96,7 +97,8 @@ def _effects(report: ReportData) -> str:
     if not report.intervals:
         return ""
     return (
-        '<h2>How sure is that?</h2><p class="lead">Dots are estimates, bars their 95% intervals (bootstrap over '
+        '<h2>How sure is that?</h2><p class="lead">Dots are estimates, bars their 95% intervals '
+        "(bootstrap over "
         "episodes). A bar that crosses the line at 0 means: could be nothing.</p>"
         f'<div class="card wide">{interval_plot(report.intervals)}</div>'
     )
@@ -106,7 +108,8 @@ def _checks(report: ReportData) -> str:
     if not report.checks:
         return ""
     rows = "".join(
-        f'<li><span class="{"good" if c.passed else "bad"}-ink" aria-label="{"holds" if c.passed else "does not hold"}">'
+        f'<li><span class="{"good" if c.passed else "bad"}-ink" '
+        f'aria-label="{"holds" if c.passed else "does not hold"}">'
         f"{'✓' if c.passed else '✗'}</span><span>{escape(c.text)}</span>"
         f'<span class="evidence">{escape(c.evidence)}</span></li>'
         for c in report.checks
@@ -122,19 +125,25 @@ def _scenes(report: ReportData) -> str:
         address, frames, height, width = sprite(scene)
         longest = max(longest, frames)
         figures = "".join(
-            f'<figure><canvas width="{width}" height="{height}" role="img" aria-label="{escape(p.caption)}"></canvas>'
+            f'<figure><canvas width="{width}" height="{height}" role="img" '
+            f'aria-label="{escape(p.caption)}"></canvas>'
             f"<figcaption>{escape(p.caption)}<span>{escape(p.note)}</span></figcaption></figure>"
             for p in scene.panels
         )
         parts.append(
-            f'<div class="card scene" data-frames="{frames}" data-height="{height}" data-width="{width}">'
-            f'<div class="head"><h3>{escape(scene.title)}</h3><span class="quiet small">{escape(scene.note)}</span></div>'
-            f'<div class="panels" style="grid-template-columns:repeat({len(scene.panels)},1fr)">{figures}</div>'
+            f'<div class="card scene" data-frames="{frames}" data-height="{height}" '
+            f'data-width="{width}">'
+            f'<div class="head"><h3>{escape(scene.title)}</h3><span class="quiet '
+            f'small">{escape(scene.note)}</span></div>'
+            f'<div class="panels" style="grid-template-columns:repeat({len(scene.panels)},1fr)">'
+            f"{figures}</div>"
             f'<img hidden alt="" src="{address}"></div>'
         )
     return (
-        '<h2>What the policy makes happen</h2><p class="lead">Each row starts from one recorded picture that training '
-        "never saw. All panels play in step. Brighter differences are larger; they are enlarged four times.</p>"
+        '<h2>What the policy makes happen</h2><p class="lead">Each row starts from one recorded '
+        "picture that training "
+        "never saw. All panels play in step. Brighter differences are larger; they are enlarged "
+        "four times.</p>"
         '<div class="player"><button id="play">Play</button>'
         f'<input id="frame" type="range" min="0" max="{longest - 1}" value="0" aria-label="frame">'
         '<span id="count" class="quiet small"></span></div>' + "".join(parts)
@@ -145,12 +154,14 @@ def _charts(report: ReportData) -> str:
     if not report.charts:
         return ""
     cards = "".join(
-        f'<div class="card chart"><h3>{escape(c.title)} <span class="unit">{escape(c.unit)}</span></h3>{curve(c)}'
+        f'<div class="card chart"><h3>{escape(c.title)} <span '
+        f'class="unit">{escape(c.unit)}</span></h3>{curve(c)}'
         f'<p class="quiet small">{escape(c.meaning)}</p></div>'
         for c in report.charts
     )
     return (
-        '<h2>Curves</h2><p class="lead">Thick lines are means (running means where values are noisy), thin lines single seeds or raw values.</p>'
+        '<h2>Curves</h2><p class="lead">Thick lines are means (running means where values are '
+        "noisy), thin lines single seeds or raw values.</p>"
         f'<div class="charts">{cards}</div>'
     )
 
@@ -172,7 +183,8 @@ def _table(table: TableData) -> str:
     )
     meaning = f'<p class="quiet small">{escape(table.meaning)}</p>' if table.meaning else ""
     return (
-        f'<div class="card"><h3>{escape(table.title)}</h3>{meaning}<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="card"><h3>{escape(table.title)}</h3>{meaning}<div '
+        f'class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></div>"
     )
 
@@ -192,7 +204,8 @@ def _seconds(report: ReportData) -> str:
     )
     return (
         f'<h2>Where the time went</h2><p class="lead">{duration(total)} in all.</p>'
-        f'<div class="card"><div class="seconds">{bar}</div><div class="legend">{legend}</div></div>'
+        f'<div class="card"><div class="seconds">{bar}</div><div '
+        f'class="legend">{legend}</div></div>'
     )
 
 

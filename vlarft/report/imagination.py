@@ -25,7 +25,8 @@ class Imagination:
 
     Attributes:
         instruction: of the episode.
-        panels: recorded, expert imagined, given actions imagined, difference; each uint8 [T, H, W, 3].
+        panels: recorded, expert imagined, given actions imagined, difference; each uint8 [T, H, W,
+            3].
         l1: T distances to the expert's imagination.
         perceptual: likewise, LPIPS.
     """
@@ -55,8 +56,8 @@ def imagine_actions(
         windows: recorded data.
         episode: number of the episode in `windows.episodes`.
         start: step of the given frame.
-        actions: "still" (nothing moves, the gripper stays open), a `.npy` file of raw actions [T, 7], or the
-            number of another episode, whose actions from the same step are taken.
+        actions: "still" (nothing moves, the gripper stays open), a `.npy` file of raw actions [T,
+            7], or the number of another episode, whose actions from the same step are taken.
         sampling: options of the imagination.
 
     Raises:
@@ -71,7 +72,8 @@ def imagine_actions(
         sampling,
         keep=("frames",),
     )
-    assert result.frames is not None and result.expert_frames is not None  # kept on request
+    assert result.frames is not None  # kept on request
+    assert result.expert_frames is not None
     expert, imagined = pixels(result.expert_frames)[0], pixels(result.frames)[0, 0]
     return Imagination(
         batch.instruction[0],
@@ -120,11 +122,13 @@ def read_actions(actions: str, windows: Windows, start: int) -> Tensor:
         values = np.load(Path(actions), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"--actions {actions}: not 'still', an episode's number or a .npy file of numbers ({error})"
+            f"--actions {actions}: not 'still', an episode's number or a .npy file of numbers "
+            f"({error})"
         ) from error
     if values.shape != (windows.frames, 7) or not np.isfinite(values).all():
         raise DataError(
-            f"--actions {actions}: expected finite numbers [{windows.frames}, 7] in raw LIBERO units, "
+            f"--actions {actions}: expected finite numbers [{windows.frames}, 7] in raw LIBERO "
+            "units, "
             f"got {values.dtype} {list(values.shape)}"
         )
     return torch.from_numpy(values.astype(np.float32))

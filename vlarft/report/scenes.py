@@ -1,9 +1,10 @@
-"""Pictures of a run: recorded, expert imagined, policy imagined before and after, kept as `scenes.npz`."""
+"""Pictures of a run, kept as `scenes.npz`: recorded, expert and policy before and after."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ class SceneFrames:
         title: the instruction.
         note: episode and start.
         pictures: uint8 [T, H, W, 3] for each of `recorded`, `expert`, `before`, `after`.
-        distances: L1 + LPIPS to the expert's imagination, mean of the frames, for `before` and `after`.
+        distances: L1 + LPIPS to the expert's imagination, mean of the frames, for `before` and
+            `after`.
     """
 
     title: str
@@ -69,7 +71,8 @@ def difference(a: Frames, b: Frames) -> Frames:
     place = np.clip(size, 0, 1) * (len(ramp) - 1)
     low = np.minimum(place.astype(np.int64), len(ramp) - 2)
     share = (place - low)[..., None]
-    return (ramp[low] * (1 - share) + ramp[low + 1] * share).astype(np.uint8)
+    picture: Frames = (ramp[low] * (1 - share) + ramp[low + 1] * share).astype(np.uint8)
+    return picture
 
 
 @torch.no_grad()
@@ -110,7 +113,8 @@ def imagine_scenes(
     return [
         SceneFrames(
             title=batch.instruction[i],
-            note=f"validation episode {windows.episodes[int(batch.episode[i])].name}, from step {int(batch.start[i])}",
+            note=f"validation episode {windows.episodes[int(batch.episode[i])].name}, "
+            f"from step {int(batch.start[i])}",
             pictures={
                 "recorded": recorded[i],
                 "expert": expert[i],
@@ -125,7 +129,7 @@ def imagine_scenes(
 
 def save_scenes(run: Path, scenes: Sequence[SceneFrames]) -> Path:
     """Write `run/scenes.npz`."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{i}/{name}": frames
         for i, scene in enumerate(scenes)
         for name, frames in scene.pictures.items()

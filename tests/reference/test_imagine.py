@@ -164,3 +164,23 @@ def test_unsupported_configurations_are_refused_by_name(change, word):
 def test_attention_that_cannot_run_is_refused_with_its_reason(name):
     with pytest.raises(BackendError, match=f"'{name}' is not available: .*cpu.*use 'sdpa'"):
         causal_attention(name, CPU, torch.float32)
+
+
+def test_equal_actions_stay_equal_when_rows_round_differently(monkeypatch):
+    from vlarft.reference import imagine as module
+
+    def uneven(*arguments):
+        hidden = extend(*arguments)
+        return hidden + torch.linspace(0, 2, len(hidden))[:, None] * torch.randn(hidden.shape[1])
+
+    monkeypatch.setattr(module, "extend", uneven)
+    actions = random_ids(2, 4, 3, 4, low=CODES)
+    actions[:, 2] = actions[:, 1]
+    actions[:, 3, :2] = actions[:, 1, :2]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokens = run(llama(), random_ids(2, 9), actions, 5, greedy(2))
+    assert torch.equal(tokens[:, 2], tokens[:, 1])
+    assert torch.equal(tokens[:, 3, :2], tokens[:, 1, :2])
+    assert not torch.equal(tokens[:, 3, 2], tokens[:, 1, 2])
+    assert not torch.equal(tokens[:, 0], tokens[:, 1])

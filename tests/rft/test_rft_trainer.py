@@ -381,7 +381,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(killed_runs, tmp_pa
     assert latest_checkpoint(killed).name == SURVIVES[moment]
     assert "step-6" not in {folder.name for folder in (killed / "checkpoints").iterdir()}
 
-    resumed, a = run(killed, *KILL_OVERRIDES)
+    # Another starting policy: everything that matters must come from the checkpoint.
+    resumed, a = run(killed, *KILL_OVERRIDES, policy=MockPolicy(seed=5))
     straight, b = run(tmp_path, *KILL_OVERRIDES)
     assert_same_weights(weights(resumed), weights(straight))
     lines = [without_times(read_metrics(folder / "metrics.jsonl")) for folder in (killed, tmp_path)]

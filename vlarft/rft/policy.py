@@ -1,6 +1,6 @@
 """What fine-tuning needs of a policy beyond sampling and scoring."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class TrainablePolicy(Policy, Protocol):
         """Behaviour-cloning loss of expert actions [P, T, A], raw units; a scalar."""
         ...
 
-    def parameter_groups(self) -> dict[str, Sequence[nn.Parameter]]:
+    def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """What fine-tuning trains, under the names "head" and "sigma"; all else stays frozen."""
         ...
 

@@ -329,7 +329,7 @@ class Trainer:
             if not loss.requires_grad:
                 continue  # every group of this minibatch is degenerate and there is no anchor
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.gradient_clip)
             if not torch.isfinite(norm):
                 raise VlarftError(

@@ -19,6 +19,13 @@ def test_expert_against_itself_is_exactly_zero(engine, scenes, actions, expert):
     assert (greedy.l1[:, 1] == 0).all()
 
 
+def test_rollouts_that_are_all_the_expert(engine, scenes, expert):
+    result = engine.rollout(scenes, expert[:, None].expand(-1, 2, -1, -1), expert, keep=("frames",))
+    assert (result.l1 == 0).all()
+    assert torch.equal(result.frames[:, 1], result.expert_frames)
+    assert result.stats["frames_rendered"] <= 3 * 8
+
+
 def test_independent_noise_separates_the_expert_from_itself(engine, scenes, expert):
     sampling = Sampling(noise="independent", top_p=1.0)
     result = engine.rollout(scenes, expert[:, None], expert, sampling)

@@ -111,7 +111,10 @@ class Stream:
         """Frames in rank order, with their feature maps where these exist already."""
         if len(self.leading):
             yield reference
-        rest = self._render(self.order[len(self.leading) :])
+        numbers = self.order[len(self.leading) :]
+        if not len(numbers):  # every rollout's frame is one of the expert's
+            return
+        rest = self._render(numbers)
         while True:
             with self.watch.stage("decode"):
                 pixels = next(rest, None)

@@ -36,6 +36,7 @@ def test_no_clear_difference_to_the_control_is_not_called_success(tmp_path):
     report = build_report(run)
     assert report.tone == "neutral"
     assert "cannot be credited" in report.verdict
+    assert report.headlines[0].tone == "neutral"
     assert not next(c for c in report.checks if "control" in c.text).passed
 
 

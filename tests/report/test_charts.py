@@ -77,6 +77,12 @@ def test_curve_places_higher_values_higher():
     assert ys[0] > ys[1]
 
 
+def test_a_drift_of_a_thousandth_does_not_fill_the_chart():
+    root = ET.fromstring(curve(Chart("x", "", "", [Series("s", [(0, 0.1265), (1, 0.1266)])])))
+    ys = [float(c.get("cy", 0)) for c in root.iter("circle") if "dot" in c.get("class", "")]
+    assert abs(ys[0] - ys[1]) < 0.1 * HEIGHT
+
+
 def test_a_chart_without_values_says_so():
     assert "No values yet" in curve(Chart("x", "", "", [Series("s", [])]))
 

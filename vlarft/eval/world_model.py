@@ -30,9 +30,9 @@ METHODS = ("world_model", "swapped", "copy", "tokenizer")
 REGIONS = ("all", "moving")
 LABELS = {
     "world_model": "world model",
-    "swapped": "world model, swapped actions",
-    "copy": "copy of the given frame",
-    "tokenizer": "tokenizer's reconstruction",
+    "swapped": "swapped actions",
+    "copy": "copy of given frame",
+    "tokenizer": "tokenizer, ceiling",
 }
 OVER_COPY_DB = 3.0  # over moving pixels at the last frame: what "listens to actions" asks for
 OVER_SWAPPED_DB = 1.0
@@ -144,11 +144,11 @@ class WorldModelReport:
 
     def table(self) -> Table:
         """Methods by figures at the last frame."""
-        table = Table(title=f"Imagination quality at frame {self.frames}")
-        table.add_column("method")
-        for region in ("all pixels", "moving pixels"):
+        table = Table(title=f"Imagination quality at frame {self.frames}, all and moving pixels")
+        table.add_column("method", no_wrap=True)
+        for region in ("all", "moving"):
             for figure in ("PSNR dB", "SSIM", "LPIPS")[: 3 if self.metric else 2]:
-                table.add_column(f"{region}\n{figure}", justify="right")
+                table.add_column(f"{region}\n{figure}", justify="right", no_wrap=True)
         for method in METHODS:
             cells = [LABELS[method]]
             for region in REGIONS:

@@ -97,7 +97,7 @@ def _experiment(run: Path, summary: Summary, _metrics: list[Record]) -> ReportDa
     lowered = change["relative"] < 0 and change["interval"][1] < 0
     beats = gap["interval"][1] < 0
     world = summary.get("world_model")
-    headlines = _distance_headlines(summary)
+    headlines = _distance_headlines(summary, credited=beats)
     headlines.insert(
         1,
         Headline(
@@ -206,11 +206,11 @@ def _single(run: Path, summary: Summary, metrics: list[Record]) -> ReportData:
     )
 
 
-def _distance_headlines(summary: Summary) -> list[Headline]:
+def _distance_headlines(summary: Summary, credited: bool = False) -> list[Headline]:
+    """Headlines of a run; less distance is good news only when the control shows why."""
     change, action = summary["distance_change"], summary["action_l1_change"]
-    tone: Tone = (
-        "good" if change["interval"][1] < 0 else ("bad" if change["interval"][0] > 0 else "neutral")
-    )
+    lowered, raised = change["interval"][1] < 0, change["interval"][0] > 0
+    tone: Tone = "bad" if raised else ("good" if lowered and credited else "neutral")
     return [
         Headline(
             "Imagined distance",

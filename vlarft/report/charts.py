@@ -7,7 +7,7 @@ from html import escape
 from vlarft.report.data import Chart, Interval, Series
 
 WIDTH, HEIGHT = 520, 250  # of a chart, in SVG units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 52, 92, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 92, 14, 34
 SMOOTH_FROM = 30  # points; longer noisy lines get a running mean, the raw line stays behind it
 
 Points = Sequence[tuple[float, float]]
@@ -28,7 +28,7 @@ def curve(chart: Chart) -> str:
     x_low, x_high = min(x for x, _ in lines), max(x for x, _ in lines)
     if x_high == x_low:
         x_low, x_high = x_low - 1, x_high + 1
-    ticks = nice_ticks(0.0 if chart.zero else min(y for _, y in lines), max(y for _, y in lines))
+    ticks = nice_ticks(*_range([y for _, y in lines], chart.zero))
     y_low, y_high = ticks[0], ticks[-1]
 
     def px(x: float) -> float:
@@ -92,6 +92,13 @@ def curve(chart: Chart) -> str:
         + "".join(parts)
         + "</svg>"
     )
+
+
+def _range(values: Sequence[float], zero: bool) -> tuple[float, float]:
+    """Ends of an axis; at least 2% of the values' size apart, so that trifles look like trifles."""
+    low, high = min(values), max(values)
+    margin = max(0.0, 0.02 * max(abs(low), abs(high)) - (high - low)) / 2
+    return (0.0 if zero else low - margin), high + margin
 
 
 def interval_plot(intervals: Sequence[Interval]) -> str:

@@ -110,7 +110,7 @@ def demo(
             load_config(DemoConfig, config, settings or []),
             from_scratch=from_scratch,
             command=_command(),
-            say=lambda line: console.print(line, highlight=False, soft_wrap=True),
+            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
         )
     _done(console, headline(summary), run / "report.html")
     _write_json(json_file, summary)
@@ -222,7 +222,7 @@ def eval_world_model(
     summary = quality.to_dict() | {"command": _command()}
     console.print(quality.table())
     for line in quality.lines():
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if run:
         write_environment(run)
         summary = finish(run, summary, clock)
@@ -272,6 +272,7 @@ def imagine(
     console.print(
         f"{result.instruction} (episode {episode}, step {start}; actions: {actions})",
         highlight=False,
+        markup=False,
     )
     for frame, (l1, perceptual) in enumerate(
         zip(result.l1, result.perceptual, strict=True), start=1
@@ -279,10 +280,12 @@ def imagine(
         console.print(
             f"frame {frame}: L1 {l1:.4f}  {metric} {perceptual:.4f}  to the expert's imagination",
             highlight=False,
+            markup=False,
         )
     console.print(
         f"{out}: recorded | expert imagined | these actions imagined | difference x4",
         highlight=False,
+        markup=False,
     )
     _write_json(json_file, result.to_dict() | {"file": str(out)})
 
@@ -305,10 +308,15 @@ def weights_lpips(
 
     present = weights_path(net)
     if file is None and present.is_file():
-        _console(None).print(f"{present}: already here", highlight=False, soft_wrap=True)
+        _console(None).print(
+            f"{present}: already here", highlight=False, markup=False, soft_wrap=True
+        )
         return
     _console(None).print(
-        f"{install_weights(net, file)}: LPIPS weights, checked", highlight=False, soft_wrap=True
+        f"{install_weights(net, file)}: LPIPS weights, checked",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -333,7 +341,7 @@ def info(json_file: JsonFile = None) -> None:
     from vlarft.info import render_info
 
     if json_file != "-":
-        _console(json_file).print(render_info(), highlight=False)
+        _console(json_file).print(render_info(), highlight=False, markup=False)
     _write_json(json_file, collect())
 
 
@@ -411,8 +419,8 @@ def _write_json(json_file: str | None, content: dict[str, Any]) -> None:
 
 def _done(console: Console, lines: Sequence[str], path: Path) -> None:
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _command() -> str:
@@ -448,6 +456,6 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
             tenth = 10 * done // total
             if not console.is_terminal and tenth > shown:
                 shown = tenth
-                console.print(f"{title} {done}/{total}", highlight=False)
+                console.print(f"{title} {done}/{total}", highlight=False, markup=False)
 
         yield show

@@ -195,3 +195,12 @@ def test_missing_bundled_models_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "WORLD", demo.ASSETS / "checkpoints" / "none")
     assert run_command(["demo", "--run", str(tmp_path / "x")]) == 2
     assert "no such model folder" in capsys.readouterr().err
+
+
+def test_info_keeps_square_brackets(capsys):
+    assert run_command(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "libero" in text
+    assert "pip install 'vlarft'" not in text  # the extra's name must survive printing
+    assert run_command(["info", "--json", "-"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)

@@ -1,13 +1,13 @@
 # The whole project from a clean checkout. Every target makes .venv when it is missing; stamp files
 # keep repeated runs quick. Variables: PYTHON=, TORCH="torch==... --index-url ...", VLARFT_CUDA=ON|OFF,
-# ARGS= (added to the command of demo, demo-from-scratch and test).
+# ARGS= (added to the command of demo, demo-from-scratch, test and bench).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 BIN := .venv/bin
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: help demo demo-from-scratch test lint format native-test sanitize clean
+.PHONY: help demo demo-from-scratch test bench lint format native-test sanitize clean
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -19,6 +19,9 @@ demo-from-scratch: .venv/.runtime ## the same, pre-training every model first
 
 test: .venv/.dev native-test ## native and Python tests
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/.dev ## seconds of each engine stage (to keep them: ARGS=--benchmark-json=FILE)
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,min,rounds $(ARGS)
 
 lint: .venv/.dev ## ruff, mypy, clang-format; changes nothing
 	$(BIN)/ruff check .
@@ -40,7 +43,7 @@ sanitize: .venv/.dev ## C++ unit tests under AddressSanitizer + UBSan, then Thre
 
 clean: ## remove what builds and tests leave; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find csrc kernels scripts tests vlarft -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks csrc kernels scripts tests vlarft -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(1) folder under build/, $(2) build type, $(3) sanitizers
 define native_tests

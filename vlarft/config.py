@@ -26,10 +26,14 @@ def preset_path(name: str) -> Path:
         ConfigError: no preset of that name.
     """
     package = Path(__file__).parent
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    folder = next(
+        (f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None
+    )
     known = sorted(f.stem for f in folder.glob("*.yaml")) if folder else []
     if folder is None or name not in known:
-        raise ConfigError(f"unknown preset '{name}'; known: {', '.join(known) or 'none'}{_near(name, known)}")
+        raise ConfigError(
+            f"unknown preset '{name}'; known: {', '.join(known) or 'none'}{_near(name, known)}"
+        )
     return folder / f"{name}.yaml"
 
 
@@ -100,7 +104,9 @@ def _explain(cls: type[Config], error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(cls, first["loc"][:-1])
-        return f"unknown key '{key}'{_near(str(first['loc'][-1]), known)}; known: {', '.join(known)}"
+        return (
+            f"unknown key '{key}'{_near(str(first['loc'][-1]), known)}; known: {', '.join(known)}"
+        )
     return f"{key} = {first.get('input')!r}: {first['msg']}"
 
 

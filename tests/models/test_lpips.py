@@ -38,14 +38,27 @@ def test_alex_equals_a_plain_formula(size):
     shift = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
     x, taps = (2 * images - 1 - shift) / scale, []
-    for index, (stride, padding) in {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}.items():
+    for index, (stride, padding) in {
+        0: (4, 2),
+        3: (1, 2),
+        6: (1, 1),
+        8: (1, 1),
+        10: (1, 1),
+    }.items():
         if index in (3, 6):
             x = F.max_pool2d(x, 3, 2)
-        x = F.conv2d(x, weights[f"features.{index}.weight"], weights[f"features.{index}.bias"], stride, padding)
+        x = F.conv2d(
+            x,
+            weights[f"features.{index}.weight"],
+            weights[f"features.{index}.bias"],
+            stride,
+            padding,
+        )
         x = x.relu()
         taps.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
     expected = sum(
-        ((t[0] - t[1]).square() * weights[f"lin{i}.weight"][0]).sum(0).mean() for i, t in enumerate(taps)
+        ((t[0] - t[1]).square() * weights[f"lin{i}.weight"][0]).sum(0).mean()
+        for i, t in enumerate(taps)
     )
     actual = LPIPS.load("alex")(images[:1], images[1:]).item()
     assert actual == pytest.approx(expected.item(), rel=1e-4)

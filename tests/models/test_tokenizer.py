@@ -59,7 +59,11 @@ def test_paper_size_has_the_official_parameters_and_keys():
 
 @pytest.mark.parametrize(
     ("change", "context", "frame"),
-    [({}, 64, 4), ({"resolution": 64, "max_att_resolution": 16}, 256, 16), ({"patch_size": 2}, 64, 16)],
+    [
+        ({}, 64, 4),
+        ({"resolution": 64, "max_att_resolution": 16}, 256, 16),
+        ({"patch_size": 2}, 64, 16),
+    ],
 )
 def test_lengths_follow_from_the_configuration(tiny, change, context, frame):
     values = tiny.config.model_dump() | change

@@ -71,9 +71,13 @@ def test_folder_round_trip(world, tmp_path, tied):
 
 def test_unfit_parts_are_refused(world, tmp_path):
     with pytest.raises(UnsupportedModelError, match="need 168"):
-        WorldModel(world.tokenizer, build_transformer(world_config("tiny").transformer, 99), world.layout)
+        WorldModel(
+            world.tokenizer, build_transformer(world_config("tiny").transformer, 99), world.layout
+        )
     long = Layout(frames=100, bins=16, action_low=LIBERO_ACTION_LOW, action_high=LIBERO_ACTION_HIGH)
-    with pytest.raises(UnsupportedModelError, match="needs 1168 positions, the transformer has 512"):
+    with pytest.raises(
+        UnsupportedModelError, match="needs 1168 positions, the transformer has 512"
+    ):
         WorldModel(world.tokenizer, world.transformer, long)
     with pytest.raises(CheckpointError, match="no such folder"):
         WorldModel.from_pretrained(tmp_path / "absent")

@@ -28,7 +28,9 @@ def recordings(tmp_path_factory):
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs.update(task="pick_up_the_milk", language="pick up the milk", observation="before action")
+        data.attrs.update(
+            task="pick_up_the_milk", language="pick up the milk", observation="before action"
+        )
         data.attrs.update(suite="libero_object", task_id=0, macros_image_convention="opengl")
         for n, split in enumerate(["train", "train", "val", "val"]):
             episode = data.create_group(f"demo_{n}")
@@ -72,15 +74,17 @@ def test_a_data_set_without_validation_is_refused(recordings, tmp_path):
         load_config(Pretraining, {"tokenizer_trainnig": {}})
 
 
-def tokenised(world, count, seed=0):
+def tokenised(count, seed=0):
     g = torch.Generator().manual_seed(seed)
     codes = lambda *shape: torch.randint(75, shape, generator=g).short()  # noqa: E731
-    return TokenizedWindows(codes(count, 64), codes(count, 9, 4), torch.rand(count, 8, 7, generator=g))
+    return TokenizedWindows(
+        codes(count, 64), codes(count, 9, 4), torch.rand(count, 8, 7, generator=g)
+    )
 
 
 def test_world_model_loss_is_cross_entropy_on_imagined_codes_only():
     world = build_world("tiny")
-    data = tokenised(world, 4)
+    data = tokenised(4)
     task = WorldModelTask(world, WorldModelTraining(batch_size=4), data, data)
     chosen = torch.randint(4, (4,), generator=torch.Generator().manual_seed(3))
     loss, _ = task.loss(0, torch.Generator().manual_seed(3))
@@ -102,11 +106,13 @@ def test_world_model_training_leaves_the_tokenizer_alone_and_learns_actions():
     """Frames are a function of the action: the loss with swapped actions must stay high."""
     world = build_world("tiny")
     count = 64
-    data = tokenised(world, count)
+    data = tokenised(count)
     first = torch.randint(0, 2, (count, 8), generator=torch.Generator().manual_seed(1))
     actions = torch.zeros(count, 8, 7)
     actions[..., 0] = first * 1.6 - 0.8
-    frames = torch.cat([torch.zeros(count, 1, 4), (first * 30)[..., None].expand(-1, -1, 4)], 1).short()
+    frames = torch.cat(
+        [torch.zeros(count, 1, 4), (first * 30)[..., None].expand(-1, -1, 4)], 1
+    ).short()
     data = TokenizedWindows(data.context, frames, actions)
     task = WorldModelTask(world, WorldModelTraining(batch_size=16), data, data)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
@@ -147,7 +153,9 @@ def test_a_discriminator_learns_to_tell_bright_from_dark():
     adversary = Adversary(32, depth=4, width=8, learning_rate=5e-3, seed=0)
     g = torch.Generator().manual_seed(0)
     losses = [
-        adversary.update(0.8 + 0.2 * torch.rand(8, 3, 32, 32, generator=g), torch.zeros(8, 3, 32, 32))
+        adversary.update(
+            0.8 + 0.2 * torch.rand(8, 3, 32, 32, generator=g), torch.zeros(8, 3, 32, 32)
+        )
         for _ in range(80)
     ]
     assert losses[-1] < 0.8 * losses[0]

@@ -45,8 +45,9 @@ class ResnetBlock(nn.Module):
         """[B,Cin,H,W] -> [B,Cout,H,W]."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        skip: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return skip + h
+        skip = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        out: Tensor = skip + h
+        return out
 
 
 class Downsample(nn.Module):
@@ -95,7 +96,7 @@ class SelfAttention(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Projections of torch's nn.MultiheadAttention under its parameter names, without its weights output."""
+    """torch's nn.MultiheadAttention under its parameter names, without its weights output."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -118,16 +119,18 @@ class PackedAttention(nn.Module):
         width = tokens.shape[-1]
         q = _split_heads(F.linear(tokens, self.in_proj_weight[:width], self.in_proj_bias[:width]))
         p = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, kv.key.to(q.dtype), kv.value.to(q.dtype), dropout_p=p)
+        out = F.scaled_dot_product_attention(
+            q, kv.key.to(q.dtype), kv.value.to(q.dtype), dropout_p=p
+        )
         return F.dropout(self.out_proj(out.transpose(1, 2).flatten(2)), p, self.training)
 
 
 class CrossAttentionBlock(nn.Module):
-    """z = SiLU(z + attention(GN(z) + q_pos, GN(context) + kv_pos)): the activation is after the residual.
+    """z = SiLU(z + attention(GN(z) + q_pos, GN(context) + kv_pos)).
 
-    Position tables are learned. The official code starts them at zero, and then short trainings never
-    find that a pixel should look at its own place in the context frame (its share of the attention
-    stayed at 1 / tokens); here both start as sine tables and queries like keys, so that it does.
+    Position tables are learned. The official code starts them at zero, and then short trainings
+    never find that a pixel should look at its own place in the context frame (its share of the
+    attention stayed at 1 / tokens); here both start as sine tables, and queries like keys.
     """
 
     def __init__(self, width: int, tokens: int, dropout: float) -> None:
@@ -152,7 +155,9 @@ class CrossAttentionBlock(nn.Module):
         """`z` [B*T,C,h,w] holds T frames for each of the B rows of `kv`."""
         tokens = _to_tokens(self.q_norm(z)) + self.q_pos_emb
         batch, length, width = kv.key.shape[0], tokens.shape[1], tokens.shape[2]
-        grouped = tokens.reshape(batch, -1, width)  # frames of a scene share its keys: one long query
+        grouped = tokens.reshape(
+            batch, -1, width
+        )  # frames of a scene share its keys: one long query
         attended = self.att(grouped, kv).reshape(-1, length, width)
         return F.silu(z + _to_pixels(attended, z))
 
@@ -238,7 +243,10 @@ class Encoder(nn.Module):
         self.attended = [i for i, tokens in enumerate(attended or ()) if tokens]
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            [DownBlock(widths[max(i - 1, 0)], w, layers, groups, i < last) for i, w in enumerate(widths)]
+            [
+                DownBlock(widths[max(i - 1, 0)], w, layers, groups, i < last)
+                for i, w in enumerate(widths)
+            ]
         )
         self.mid_block = MidBlock(widths[-1], groups, mid_attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
@@ -264,7 +272,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> pixels; conditional when `attended` (tokens of the cross-attention after mid) is given."""
+    """Latent -> pixels; conditional when `attended`, tokens of its cross-attention, is given."""
 
     def __init__(
         self,
@@ -312,7 +320,9 @@ class Decoder(nn.Module):
 def _position_table(size: int, width: int) -> Tensor:
     """Two-dimensional sines and cosines of amplitude 2, [size * size, width], row-major."""
     count = width // 4
-    frequency = math.pi * (1.0 / size) ** (torch.arange(count) / max(1, count - 1))  # pi .. pi / size
+    frequency = math.pi * (1.0 / size) ** (
+        torch.arange(count) / max(1, count - 1)
+    )  # pi .. pi / size
     angle = torch.arange(size)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows = axis[:, None].expand(-1, size, -1)
@@ -329,4 +339,6 @@ def _to_pixels(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def _split_heads(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (CROSS_ATTENTION_HEADS, -1)).transpose(1, 2)
+    batch, length, width = x.shape
+    heads = CROSS_ATTENTION_HEADS
+    return x.reshape(batch, length, heads, width // heads).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Finite scalar quantisation (arXiv 2309.15505): a code is a vector of digits, no learned codebook."""
+"""Finite scalar quantisation (arXiv 2309.15505): codes are digits, no codebook is learned."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-OFFICIAL_LEVELS = {12: (7, 5, 5, 5, 5)}  # the official configuration names level sets by log2 of their size
+OFFICIAL_LEVELS = {
+    12: (7, 5, 5, 5, 5)
+}  # the official configuration names level sets by log2 of their size
 _SHRINK = 1e-3  # keeps tanh's extremes from rounding to one level too many
 
 

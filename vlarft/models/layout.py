@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from vlarft.config import Config, load_config
 from vlarft.data.actions import ActionBinner
@@ -21,7 +21,7 @@ class Layout(Config):
     action_high: tuple[float, ...]
     bins: int = 256  # of each action dimension
     orientation: str = "rotated-180"  # of the frames, relative to LIBERO's raw rows
-    provenance: dict[str, Any] = {}  # data, commands and figures, for people
+    provenance: dict[str, Any] = Field(default_factory=dict)  # data and figures, for people
 
     @model_validator(mode="after")
     def _consistent(self) -> "Layout":

@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924, v0.1): learned perceptual distance on AlexNet, VGG-16 or SqueezeNet features.
+"""LPIPS (arXiv 1801.03924, v0.1): perceptual distance on AlexNet, VGG-16 or SqueezeNet features.
 
 d(a, b) = sum over taps of mean over space of sum over channels of w * (n(a) - n(b))^2, with n the
 features divided by their channel norm + 1e-10. Weights are always real: a missing file is an error.
@@ -50,7 +50,7 @@ class _Fire(nn.Module):
 
 
 def _backbone(net: Net) -> tuple[nn.Sequential, tuple[int, ...], tuple[int, ...]]:
-    """Layers under torchvision's indices, the indices after which features are taken, their widths."""
+    """Layers under torchvision's indices, indices after which features are taken, widths."""
     relu = nn.ReLU()
     if net == "alex":
         layers: list[nn.Module] = [
@@ -69,14 +69,27 @@ def _backbone(net: Net) -> tuple[nn.Sequential, tuple[int, ...], tuple[int, ...]
             layers.append(nn.MaxPool2d(2, 2))
         return nn.Sequential(*layers[:-1]), (3, 8, 15, 22, 29), (64, 128, 256, 512, 512)
     pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-    layers = [nn.Conv2d(3, 64, 3, stride=2), relu, pool, _Fire(64, 16, 64), _Fire(128, 16, 64), pool]
-    layers += [_Fire(128, 32, 128), _Fire(256, 32, 128), pool, _Fire(256, 48, 192), _Fire(384, 48, 192)]
+    layers = [
+        nn.Conv2d(3, 64, 3, stride=2),
+        relu,
+        pool,
+        _Fire(64, 16, 64),
+        _Fire(128, 16, 64),
+        pool,
+    ]
+    layers += [
+        _Fire(128, 32, 128),
+        _Fire(256, 32, 128),
+        pool,
+        _Fire(256, 48, 192),
+        _Fire(384, 48, 192),
+    ]
     layers += [_Fire(384, 64, 256), _Fire(512, 64, 256)]
     return nn.Sequential(*layers), (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)
 
 
 class LPIPS(nn.Module):
-    """Distance of images in [0, 1]; build it with `LPIPS.load`, which never leaves weights random."""
+    """Distance of images in [0, 1]; `LPIPS.load` builds it and never leaves weights random."""
 
     shift: Tensor
     scale: Tensor
@@ -107,7 +120,8 @@ class LPIPS(nn.Module):
         path = Path(file) if file else weights_path(net)
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: no LPIPS weights for '{net}'; get them with: vlarft weights lpips --net {net} "
+                f"{path}: no LPIPS weights for '{net}'; get them with: "
+                f"vlarft weights lpips --net {net} "
                 "(add --file FILE without internet)"
             )
         try:
@@ -135,7 +149,9 @@ class LPIPS(nn.Module):
         """Distance of two feature lists -> float32 [B]."""
         total = torch.zeros(a[0].shape[0], device=a[0].device)
         for x, y, weight in zip(a, b, self.lins, strict=True):
-            total = total + torch.einsum("bchw,c->bhw", (x - y).square(), weight.float()).mean((1, 2))
+            total = total + torch.einsum("bchw,c->bhw", (x - y).square(), weight.float()).mean(
+                (1, 2)
+            )
         return total
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -153,7 +169,7 @@ def weights_path(net: Net) -> Path:
 
 
 def install_weights(net: Net, file: Path | None = None, destination: Path | None = None) -> Path:
-    """Fetch torchvision's convolutions (or read `file`), join the LPIPS heads, check and store them.
+    """Fetch torchvision's convolutions (or read `file`), join LPIPS' heads, check, store.
 
     Args:
         net: backbone.
@@ -185,7 +201,9 @@ def install_weights(net: Net, file: Path | None = None, destination: Path | None
         state = torch.load(file, weights_only=True, map_location="cpu")
         tensors = {k: v for k, v in state.items() if k.startswith("features.")}
         heads = load_file(_ASSETS / "lpips_heads.safetensors")
-        tensors |= {k.removeprefix(f"{net}."): v for k, v in heads.items() if k.startswith(f"{net}.")}
+        tensors |= {
+            k.removeprefix(f"{net}."): v for k, v in heads.items() if k.startswith(f"{net}.")
+        }
     else:
         raise CheckpointError(
             f"{file}: sha256 {digest[:16]}... is not that of {name} ({expected}...) nor of a known "

@@ -52,7 +52,9 @@ def build_tokenizer(preset: str | TokenizerConfig, seed: int = 0) -> Tokenizer:
         return Tokenizer(config).eval()
 
 
-def build_transformer(config: TransformerConfig, vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
+def build_transformer(
+    config: TransformerConfig, vocabulary: int, seed: int = 0
+) -> LlamaForCausalLM:
     """Llama with random weights drawn from `seed` (normal, std 0.02)."""
     values: dict[str, Any] = config.model_dump(exclude={"rope_theta"})
     values["num_key_value_heads"] = config.num_key_value_heads or config.num_attention_heads
@@ -67,7 +69,8 @@ def build_transformer(config: TransformerConfig, vocabulary: int, seed: int = 0)
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(llama).float().eval()
+        transformer: LlamaForCausalLM = LlamaForCausalLM(llama).float().eval()
+        return transformer
 
 
 def build_world(preset: str | WorldConfig, seed: int = 0) -> WorldModel:
@@ -81,4 +84,6 @@ def build_world(preset: str | WorldConfig, seed: int = 0) -> WorldModel:
         action_high=LIBERO_ACTION_HIGH,
     )
     vocabulary = tokenizer.frame_codes + tokenizer.context_codes + config.bins + 2
-    return WorldModel(tokenizer, build_transformer(config.transformer, vocabulary, seed), layout).eval()
+    return WorldModel(
+        tokenizer, build_transformer(config.transformer, vocabulary, seed), layout
+    ).eval()

@@ -19,7 +19,13 @@ from vlarft.models.folder import load_strict, read_json, read_tensors, write_jso
 from vlarft.models.fsq import FSQ, OFFICIAL_LEVELS
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-_IGNORED_KEYS = {"_class_name", "_diffusers_version", "_name_or_path", "in_channels", "out_channels"}
+_IGNORED_KEYS = {
+    "_class_name",
+    "_diffusers_version",
+    "_name_or_path",
+    "in_channels",
+    "out_channels",
+}
 
 
 class TokenizerConfig(Config):
@@ -48,7 +54,9 @@ class TokenizerConfig(Config):
     def _named_levels(cls, value: Any) -> Any:
         if isinstance(value, int):
             if value not in OFFICIAL_LEVELS:
-                raise ValueError(f"level set {value} is unknown; known: {sorted(OFFICIAL_LEVELS)}, or a list")
+                raise ValueError(
+                    f"level set {value} is unknown; known: {sorted(OFFICIAL_LEVELS)}, or a list"
+                )
             return OFFICIAL_LEVELS[value]
         return value
 
@@ -58,18 +66,26 @@ class TokenizerConfig(Config):
         if self.context_length != 1:
             raise ValueError(f"context_length {self.context_length} is not supported; allowed: 1")
         if self.resolution % edge:
-            raise ValueError(f"resolution {self.resolution} must be a multiple of {edge} (patch x down-sampling)")
+            raise ValueError(
+                f"resolution {self.resolution} must be a multiple of {edge} (patch x down-sampling)"
+            )
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
-                raise ValueError(f"block_out_channels {width} is no multiple of norm_num_groups {self.norm_num_groups}")
+                raise ValueError(
+                    f"block_out_channels {width} is no multiple of "
+                    f"norm_num_groups {self.norm_num_groups}"
+                )
         if not self.latent_size <= self.max_att_resolution < 2 * self.latent_size:
             raise ValueError(
-                f"max_att_resolution {self.max_att_resolution} must be the latent size {self.latent_size} "
+                f"max_att_resolution {self.max_att_resolution} must be the latent size "
+                f"{self.latent_size} "
                 "(cross-attention at that level only)"
             )
         for width in self.block_out_channels[-2:]:
             if width % CROSS_ATTENTION_GROUPS:
-                raise ValueError(f"attended width {width} must be a multiple of {CROSS_ATTENTION_GROUPS}")
+                raise ValueError(
+                    f"attended width {width} must be a multiple of {CROSS_ATTENTION_GROUPS}"
+                )
         if any(level < 3 or level % 2 == 0 for level in self.vq_fsq_levels + self.dyn_fsq_levels):
             raise ValueError("FSQ levels must be odd and at least 3")
         return self
@@ -161,7 +177,7 @@ class Tokenizer(nn.Module):
         return self.frame_fsq.indices(self._frame_codes(features, frames))
 
     def tokenize(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Context frame and T later frames [B,1+T,3,H,W] in [0,1] -> int64 [B,K0], int64 [B,T,K]."""
+        """Context and T later frames [B,1+T,3,H,W] in [0,1] -> int64 [B,K0], int64 [B,T,K]."""
         self._check(pixels)
         context, features = self.encode_context(pixels[:, 0])
         return context, self.encode_frames(features, pixels[:, 1:])
@@ -169,7 +185,7 @@ class Tokenizer(nn.Module):
     # --- tokens -> pixels -------------------------------------------------------------------
 
     def decoder_features(self, context: Tensor) -> DecoderFeatures:
-        """Context tokens int64 [B,K0] -> features that decoding any of its frames needs, once a scene."""
+        """Context tokens int64 [B,K0] -> what decoding any of its frames needs, once a scene."""
         return self._decoder_features(self._context_latent(self.context_fsq.codes(context)))
 
     def decode_frames(self, features: DecoderFeatures, tokens: Tensor) -> Tensor:
@@ -186,7 +202,7 @@ class Tokenizer(nn.Module):
         return self.decode_frames(self.decoder_features(context), frames)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruct [B,1+T,3,H,W] through the quantiser, for training: context and later frames."""
+        """Reconstruct [B,1+T,3,H,W] through the quantiser, for training: context, frames."""
         codes, features = self._context_codes(pixels[:, 0])
         frame_codes = self._frame_codes(features, pixels[:, 1:])
         latent = self._context_latent(codes.flatten(1, 2))
@@ -224,7 +240,9 @@ class Tokenizer(nn.Module):
         if pixels.ndim != 5 or pixels.shape[1] < 1 or pixels.shape[2:] != (3, size, size):
             raise ShapeError(f"pixels must be [B,1+T,3,{size},{size}], got {list(pixels.shape)}")
         if not pixels.is_floating_point():
-            raise DtypeError(f"pixels must be floating in [0,1], got {pixels.dtype}; divide uint8 by 255")
+            raise DtypeError(
+                f"pixels must be floating in [0,1], got {pixels.dtype}; divide uint8 by 255"
+            )
 
     def _context_codes(self, image: Tensor) -> tuple[Tensor, EncoderFeatures]:
         latent, levels = self.encoder(image.to(self.dtype))
@@ -242,7 +260,7 @@ class Tokenizer(nn.Module):
         patches = latent.unflatten(2, (edge, p)).unflatten(4, (edge, p))  # B C ph p pw p
         vectors = patches.permute(0, 2, 4, 3, 5, 1).reshape(latent.shape[0], edge * edge, -1)
         codes = self.frame_fsq.quantize(self.quant_linear(vectors))
-        return codes.unflatten(0, frames.shape[:2])
+        return codes.reshape(*frames.shape[:2], *codes.shape[1:])
 
     def _context_latent(self, codes: Tensor) -> Tensor:
         size = self.config.latent_size
@@ -264,7 +282,7 @@ class Tokenizer(nn.Module):
         if self.quant_conv.weight.is_contiguous(memory_format=torch.channels_last):
             latent = latent.contiguous(memory_format=torch.channels_last)
         pixels: Tensor = self.cond_decoder(latent, features.attended)
-        return pixels.unflatten(0, codes.shape[:2])
+        return pixels.reshape(*codes.shape[:2], *pixels.shape[1:])
 
 
 def tokenizer_config(content: dict[str, Any]) -> TokenizerConfig:

@@ -29,11 +29,17 @@ class WorldModel(nn.Module):
         if size != self.vocabulary:
             raise UnsupportedModelError(
                 f"transformer has {size} ids; {tokenizer.frame_codes} frame codes + "
-                f"{tokenizer.context_codes} context codes + {layout.bins} action bins + 2 need {self.vocabulary}"
+                f"{tokenizer.context_codes} context codes + {layout.bins} action bins + 2 need "
+                f"{self.vocabulary}"
             )
-        need, limit = self.sequence_length(layout.frames), int(transformer.config.max_position_embeddings)
+        need, limit = (
+            self.sequence_length(layout.frames),
+            int(transformer.config.max_position_embeddings),
+        )
         if need > limit:
-            raise UnsupportedModelError(f"a window needs {need} positions, the transformer has {limit}")
+            raise UnsupportedModelError(
+                f"a window needs {need} positions, the transformer has {limit}"
+            )
 
     # --- vocabulary and lengths -------------------------------------------------------------
 
@@ -83,7 +89,9 @@ class WorldModel(nn.Module):
     def action_ids(self, actions: Tensor) -> Tensor:
         """Raw actions [...,A] -> ids int64 [...,A]."""
         if actions.shape[-1] != self.layout.action_dim:
-            raise ShapeError(f"actions must be [...,{self.layout.action_dim}], got {list(actions.shape)}")
+            raise ShapeError(
+                f"actions must be [...,{self.layout.action_dim}], got {list(actions.shape)}"
+            )
         return self.layout.binner().bins(actions) + self.action_offset
 
     def sequence_ids(self, context: Tensor, frames: Tensor, actions: Tensor) -> Tensor:
@@ -117,7 +125,7 @@ class WorldModel(nn.Module):
         layout = Layout.read(folder / "layout.json")
         tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
         config = LlamaConfig(**read_json(folder / "transformer" / "config.json"))
-        transformer = LlamaForCausalLM(config).float()
+        transformer: LlamaForCausalLM = LlamaForCausalLM(config).float()
         tensors = {k: v.float() for k, v in read_tensors(folder / "transformer").items()}
         if config.tie_word_embeddings:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

@@ -1,4 +1,4 @@
-"""Late adversarial term of the tokenizer: spectral-norm discriminator, hinge loss, gradient penalty."""
+"""Late adversarial term of the tokenizer: spectral norm, hinge loss, gradient penalty."""
 
 from typing import Any
 
@@ -43,7 +43,9 @@ class Discriminator(nn.Module):
 class Adversary:
     """A discriminator with its optimiser and its two losses."""
 
-    def __init__(self, resolution: int, depth: int, width: int, learning_rate: float, seed: int) -> None:
+    def __init__(
+        self, resolution: int, depth: int, width: int, learning_rate: float, seed: int
+    ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.discriminator = Discriminator(depth, width, resolution)
@@ -53,7 +55,8 @@ class Adversary:
 
     def generator_loss(self, fake: Tensor) -> Tensor:
         """-mean D(fake): low when reconstructions are taken for real."""
-        return -self.discriminator(fake.float()).mean()
+        scores: Tensor = self.discriminator(fake.float())
+        return -scores.mean()
 
     def update(self, real: Tensor, fake: Tensor) -> float:
         """One step of the discriminator: hinge loss and a gradient penalty on real images."""
@@ -61,10 +64,12 @@ class Adversary:
         scores = self.discriminator(real)
         (gradient,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
         penalty = gradient.square().flatten(1).sum(1).mean()
-        hinge = F.relu(1 - scores).mean() + F.relu(1 + self.discriminator(fake.detach().float())).mean()
+        hinge = (
+            F.relu(1 - scores).mean() + F.relu(1 + self.discriminator(fake.detach().float())).mean()
+        )
         loss = hinge + GRADIENT_PENALTY * penalty
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return float(hinge.detach())
 

@@ -18,7 +18,9 @@ from vlarft.train.world_model import WorldModelTraining
 
 WATCHED_WINDOWS = 32  # imagined at each validation of the world model
 
-app = typer.Typer(no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy.")
+app = typer.Typer(
+    no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy."
+)
 
 
 class Pretraining(Config):
@@ -38,13 +40,21 @@ class Pretraining(Config):
 Data = Annotated[list[Path], typer.Option("--data", help="LIBERO HDF5 files or folders of them.")]
 Run = Annotated[Path, typer.Option("--run", help="Run folder: metrics, checkpoints and the model.")]
 ConfigName = Annotated[str, typer.Option("--config", help="Preset name or YAML file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, dots reach nested keys.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run's newest checkpoint.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, dots reach nested keys.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the run's newest checkpoint.")
+]
 
 
 @app.command("tokenizer")
 def tokenizer_command(
-    data: Data, run: Run, config: ConfigName = "small", settings: Settings = None, resume: Resume = False
+    data: Data,
+    run: Run,
+    config: ConfigName = "small",
+    settings: Settings = None,
+    resume: Resume = False,
 ) -> None:
     """Train the FSQ tokenizer.
 
@@ -72,7 +82,11 @@ def world_model_command(
 
 @app.command("policy")
 def policy_command(
-    data: Data, run: Run, config: ConfigName = "small", settings: Settings = None, resume: Resume = False
+    data: Data,
+    run: Run,
+    config: ConfigName = "small",
+    settings: Settings = None,
+    resume: Resume = False,
 ) -> None:
     """Train the policy by behaviour cloning (conditional flow matching).
 
@@ -103,7 +117,7 @@ def train_world_model(
     from vlarft.models.layout import Layout
     from vlarft.models.tokenizer import Tokenizer
     from vlarft.models.world_model import WorldModel
-    from vlarft.train.world_model import WorldModelTask, tokenize_windows
+    from vlarft.train.world_model import TokenizedWindows, WorldModelTask, tokenize_windows
 
     training, validation = _windows(data, config.model.frames)
     settings = config.world_model_training
@@ -121,13 +135,20 @@ def train_world_model(
         },
     )
     ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
-    world = WorldModel(tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout)
-    report = _progress("tokenise")
-    tokens = tokenize_windows(
-        tokenizer, training, torch.arange(0, len(training), settings.window_stride), progress=report
+    world = WorldModel(
+        tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout
     )
+    kept = run / "tokens.safetensors"  # so that resuming need not tokenise again
+    if resume and kept.is_file():
+        tokens = TokenizedWindows.load(kept)
+    else:
+        starts = torch.arange(0, len(training), settings.window_stride)
+        tokens = tokenize_windows(tokenizer, training, starts, progress=_progress("tokenise"))
+        tokens.save(kept)
     held_out = tokenize_windows(
-        tokenizer, validation, torch.linspace(0, len(validation) - 1, min(256, len(validation))).long()
+        tokenizer,
+        validation,
+        torch.linspace(0, len(validation) - 1, min(256, len(validation))).long(),
     )
     task = WorldModelTask(world, settings, tokens, held_out, lambda w: _imagination(w, validation))
     world.transformer.load_state_dict(_train(task, config, settings, run, resume))
@@ -156,7 +177,9 @@ def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool 
 
     training, validation = _windows(data, config.model.frames)
     settings = config.policy_training
-    policy = build_policy(config.policy_config(), compute_statistics(training.episodes), settings.seed)
+    policy = build_policy(
+        config.policy_config(), compute_statistics(training.episodes), settings.seed
+    )
     task = PolicyTask(policy, settings, training, validation)
     policy.load_state_dict(_train(task, config, settings, run, resume))
     policy.save_pretrained(run / "policy")
@@ -181,17 +204,23 @@ def _windows(data: list[Path], frames: int) -> tuple[Any, Any]:
     return splits[0], splits[1]
 
 
-def _train(task: Any, config: Pretraining, settings: Any, run: Path, resume: bool) -> dict[str, Any]:
+def _train(
+    task: Any, config: Pretraining, settings: Any, run: Path, resume: bool
+) -> dict[str, Any]:
     run.mkdir(parents=True, exist_ok=True)
     console = Console()
-    console.print(f"{settings.steps} steps of {settings.batch_size} windows -> {run}", highlight=False)
+    console.print(
+        f"{settings.steps} steps of {settings.batch_size} windows -> {run}", highlight=False
+    )
     dump_config(config, run / "config.yaml")
 
     def log(record: dict[str, Any]) -> None:
         figures = "  ".join(
             f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "learning_rate")
         )
-        console.print(f"step {record['step']}/{settings.steps}  {figures}", highlight=False, soft_wrap=True)
+        console.print(
+            f"step {record['step']}/{settings.steps}  {figures}", highlight=False, soft_wrap=True
+        )
 
     return train(task, settings, run, resume, log)
 

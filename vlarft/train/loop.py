@@ -66,7 +66,7 @@ class Task(Protocol):
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether bf16 multiplications are native here, rather than emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -118,7 +118,7 @@ def train(
         log: called with each metrics record.
 
     Raises:
-        CheckpointError: `run` already holds a run and `resume` is False, or there is none to resume.
+        CheckpointError: `run` already holds a run and `resume` is off, or none to resume.
     """
     device = next(task.model.parameters()).device
     parameters = [p for p in task.parameters() if p.requires_grad]
@@ -174,7 +174,7 @@ def train(
                 with autocast(config.precision, device):
                     loss, figures = task.loss(step, step_generator(config.seed, step))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
                 if not torch.isfinite(norm):
                     raise CheckpointError(
@@ -194,7 +194,10 @@ def train(
                 if step % config.validate_every == 0 or step == config.steps:
                     with averaged(task.model, ema), torch.no_grad():
                         task.model.eval()
-                        write({"step": step} | {f"validation_{k}": v for k, v in task.validate(task.model).items()})
+                        write(
+                            {"step": step}
+                            | {f"validation_{k}": v for k, v in task.validate(task.model).items()}
+                        )
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     save(step)
         except KeyboardInterrupt:
@@ -204,7 +207,7 @@ def train(
     return ema
 
 
-class averaged:  # noqa: N801 - a context manager, used like a function
+class averaged:
     """Within the context the model holds the averaged weights."""
 
     def __init__(self, model: nn.Module, ema: dict[str, Tensor]) -> None:

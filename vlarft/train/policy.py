@@ -43,7 +43,7 @@ class PolicyTask:
             seen = _shifted(seen, self.config.shift, generator)
         return self.policy.flow_loss(seen, batch.actions, generator), {}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:  # noqa: ARG002 - the loop has put the weights in place
+    def validate(self, model: nn.Module) -> dict[str, float]:  # noqa: ARG002
         """Flow loss, and L1 of the deterministic chunk in normalised units."""
         count = min(VALIDATION_WINDOWS, len(self.validation))
         batch = self.validation.batch(torch.linspace(0, len(self.validation) - 1, count).long())

@@ -34,7 +34,7 @@ class TokenizerTask:
     def __init__(
         self, tokenizer: Tokenizer, config: TokenizerTraining, train: Windows, validation: Windows
     ) -> None:
-        # Contiguous, not channels-last: torch's bf16 GroupNorm backward is 6 times slower there on CPUs.
+        # Contiguous, not channels-last: torch's bf16 GroupNorm backward is 6 times slower there.
         self.model: nn.Module = tokenizer
         self.tokenizer, self.config = tokenizer, config
         self.train, self.validation = train, validation
@@ -113,7 +113,9 @@ class TokenizerTask:
             moving_count += moving.sum().item()
             context = model.decode_context(tokens).clamp(0, 1)
             context_total += (context - pixels[:, 0]).square().mean().item() * len(chunk)
-            lpips += self.lpips(out.flatten(0, 1), pixels[:, 1:].flatten(0, 1)).mean().item() * len(chunk)
+            lpips += self.lpips(out.flatten(0, 1), pixels[:, 1:].flatten(0, 1)).mean().item() * len(
+                chunk
+            )
         return {
             "psnr": _psnr(total / count),
             "psnr_context": _psnr(context_total / count),

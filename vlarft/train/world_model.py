@@ -6,11 +6,13 @@ Windows are tokenised once, with the frozen tokenizer, and kept as small integer
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlarft.data.windows import Windows
@@ -23,7 +25,7 @@ class WorldModelTraining(LoopConfig):
     """Data and regularisation of the transformer."""
 
     window_stride: int = 1  # use every n-th window start
-    token_noise: float = 0.0  # share of input frame codes replaced at random: against drift when free-running
+    token_noise: float = 0.0  # share of input frame codes replaced at random, against drift
     dropout: float = 0.0  # of attention weights
 
 
@@ -38,6 +40,18 @@ class TokenizedWindows:
     def __len__(self) -> int:
         """W."""
         return len(self.context)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors; the file appears only when it is complete."""
+        partial = path.with_suffix(".partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        save_file(vars(self), partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenizedWindows":
+        """Counterpart of `save`."""
+        return cls(**load_file(path))
 
 
 @torch.inference_mode()
@@ -58,7 +72,7 @@ def tokenize_windows(
         pixels = batch.frames.to(device).permute(0, 1, 4, 2, 3).float() / 255
         with autocast(precision, device):
             context, features = tokenizer.encode_context(pixels[:, 0])
-            tokens = tokenizer.encode_frames(features, pixels)  # the first frame is a later frame too
+            tokens = tokenizer.encode_frames(features, pixels)  # the first frame too
         contexts.append(context.short().cpu())
         frames.append(tokens.short().cpu())
         actions.append(batch.actions)
@@ -105,8 +119,8 @@ class WorldModelTask:
         loss = self._cross_entropy(ids, labels)
         return loss, {}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:  # noqa: ARG002 - the loop has put the weights in place
-        """Cross-entropy with the right and with another window's actions, and imagination figures."""
+    def validate(self, model: nn.Module) -> dict[str, float]:  # noqa: ARG002
+        """Cross-entropy with the right and with another window's actions, and imagination."""
         count = min(128, len(self.validation))
         indices = torch.linspace(0, len(self.validation) - 1, count).long()
         loss = swapped = 0.0
@@ -133,7 +147,9 @@ class WorldModelTask:
     ) -> tuple[Tensor, Tensor]:
         device = next(self.model.parameters()).device
         actions = data.actions[indices] if actions is None else actions
-        ids = self.world.sequence_ids(data.context[indices].long(), data.frames[indices].long(), actions)
+        ids = self.world.sequence_ids(
+            data.context[indices].long(), data.frames[indices].long(), actions
+        )
         return ids[:, :-1].to(device), ids[:, 1:][:, self.targets].to(device)
 
     def _cross_entropy(self, ids: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Native core, built from csrc/. Tensors are anything with `__dlpack__` (NumPy, torch, ...)."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -48,3 +49,75 @@ def gumbel(addresses: _SupportsDLPack, out: _SupportsDLPack, seed: int, *, strea
         ShapeError, DtypeError: wrong shape or element type.
         BackendError: read-only output, mixed devices, or no CUDA code in this build.
     """
+
+def built_kernels() -> list[str]:
+    """CPU kernels of this build, best first."""
+
+def runnable_kernels() -> list[str]:
+    """CPU kernels that this machine runs, best first."""
+
+class Prompt:
+    """Keys and values of a scene's prompt."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class Imaginer:
+    """Token generation of a world model on the CPU; see vlarft/engine/native.py.
+
+    Args:
+        config: layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, frame_codes, positions,
+            eps.
+        tensors: float32 weights under transformers' names, "rotary.cos" and "rotary.sin"
+            [positions, head_dim / 2]; copied.
+        dtype: "float32" or "bfloat16" storage.
+        kernels: one of runnable_kernels(); empty: VLARFT_CPU, or the best.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, float],
+        tensors: Mapping[str, _SupportsDLPack],
+        *,
+        dtype: str = "float32",
+        kernels: str = "",
+    ) -> None: ...
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def prefill(self, ids: _SupportsDLPack, *, threads: int) -> list[Prompt]: ...
+    def imagine(
+        self,
+        prompts: Sequence[Prompt],
+        actions: _SupportsDLPack,
+        keys: _SupportsDLPack,
+        members: _SupportsDLPack,
+        *,
+        frame_tokens: int,
+        seed: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        width: int,
+        guesses: Sequence[str],
+        threads: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[NDArray[np.int32], dict[str, Any]]: ...
+    def score(
+        self, prompts: Sequence[Prompt], ids: _SupportsDLPack, *, chunk: int, threads: int
+    ) -> NDArray[np.float32]: ...
+    def plan(
+        self,
+        *,
+        scenes: int,
+        rows: int,
+        prompt: int,
+        frames: int,
+        action_dim: int,
+        frame_tokens: int,
+        width: int,
+        threads: int,
+    ) -> dict[str, int]: ...

@@ -77,6 +77,8 @@ def test_scenes_from_tokens(engine, scenes, actions):
 def test_scenes_of_one_engine_are_computed_anew_by_another(engine, world, frames, actions):
     scenes = engine.encode(frames)
     engine.imagine(scenes, actions)
-    other = RolloutEngine(world, metric="lpips-alex", dtype="bfloat16", memory_limit="1GiB")
+    other = RolloutEngine(
+        world, backend="reference", metric="lpips-alex", dtype="bfloat16", memory_limit="1GiB"
+    )
     other.imagine(scenes, actions)
     assert scenes.prefix.keys.dtype == torch.bfloat16

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlarft.engine.checks import check_floating, check_shape
+from vlarft.engine.native import Generator, Prompts
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes
 from vlarft.errors import BackendError, DataError, ShapeError
@@ -53,10 +54,12 @@ def check_actions(
 
 
 def prefill_scenes(
-    world: WorldModel, weights: Weights, scenes: Scenes, attention: Attention
-) -> Prefix:
+    world: WorldModel, weights: Weights | Generator, scenes: Scenes, attention: Attention
+) -> Prefix | Prompts:
     """Keys and values of all prompts, some scenes at a time."""
     ids = world.prompt_ids(scenes.context, scenes.first)
+    if isinstance(weights, Generator):
+        return weights.prefill(ids)
     at_once = max(1, _PREFILL_TOKENS // ids.shape[1])
     parts = [prefill(weights, part, attention) for part in ids.split(at_once)]
     if len(parts) == 1:
@@ -67,9 +70,9 @@ def prefill_scenes(
 
 def imagine_group(
     world: WorldModel,
-    weights: Weights,
-    prefix: Prefix,
-    suffix: Suffix,
+    weights: Weights | Generator,
+    prefix: Prefix | Prompts,
+    suffix: Suffix | None,
     keys: Tensor,
     actions: Tensor,
     expert_actions: Tensor | None,
@@ -82,7 +85,7 @@ def imagine_group(
         world: the world model, for ids.
         weights: its transformer, laid out for generation.
         prefix: the scenes' prompts.
-        suffix: workspace of N (+1) members.
+        suffix: workspace of N (+1) members; None with a native generator, which has its own.
         keys: scene keys int64 [P].
         actions: raw, float32 [P,N,T,A].
         expert_actions: raw, float32 [P,T,A], or None.
@@ -104,9 +107,15 @@ def imagine_group(
         keys=keys,
         members=member_words(rollouts, expert, sampling.noise == "shared", keys.device),
     )
-    suffix.length = 0
     ids = world.action_ids(actions)
-    tokens = imagine(weights, prefix, suffix, ids, world.frame_tokens, draw, progress)
+    if isinstance(weights, Generator):
+        assert isinstance(prefix, Prompts)
+        tokens, _ = weights.imagine(prefix, ids, world.frame_tokens, draw, progress)
+    else:
+        assert isinstance(prefix, Prefix)
+        assert suffix is not None
+        suffix.length = 0
+        tokens = imagine(weights, prefix, suffix, ids, world.frame_tokens, draw, progress)
     broken = (tokens < 0).any(-1).any(-1)
     if bool(broken.any()):
         where = broken.nonzero()[0].tolist()

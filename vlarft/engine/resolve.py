@@ -1,26 +1,38 @@
 """Where and in what precision an engine runs: chosen once, refused with the reason."""
 
 import torch
+from transformers import LlamaConfig
 
+from vlarft.engine import native
 from vlarft.errors import BackendError, ConfigError
 
 _BACKENDS = ("auto", "native", "reference")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-NO_NATIVE = "native stages (csrc/imagine, csrc/decode, csrc/compare) are not part of this build"
 
 
-def resolve_backend(backend: str) -> str:
-    """Name of the back end that runs.
+def resolve_backend(
+    backend: str, device: torch.device, attention: str, config: LlamaConfig
+) -> tuple[str, str]:
+    """Name of the back end that generates tokens, and why it is not the native one, if it is not.
 
     Raises:
         ConfigError: unknown name.
-        BackendError: it cannot run here.
+        BackendError: it cannot run here; the message lists every reason.
     """
     if backend not in _BACKENDS:
         raise ConfigError(f"backend = '{backend}'; allowed: {', '.join(_BACKENDS)}")
-    if backend == "native":
-        raise BackendError(f"backend 'native' cannot run: {NO_NATIVE}; use 'reference' or 'auto'")
-    return "reference"
+    if backend == "reference":
+        return backend, "asked for"
+    reasons = native.unsupported(config)
+    if device.type != "cpu":
+        reasons.append(f"device = '{device}' (supported: cpu)")
+    if attention != "sdpa":
+        reasons.append(f"attention = '{attention}' (native code has its own; leave it at sdpa)")
+    if backend == "native" and reasons:
+        raise BackendError(
+            f"backend 'native' cannot run: {'; '.join(reasons)}; use 'reference' or 'auto'"
+        )
+    return ("reference", "; ".join(reasons)) if reasons else ("native", "")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

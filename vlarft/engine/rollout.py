@@ -30,8 +30,9 @@ from vlarft.engine.compare import (
 from vlarft.engine.decode import decode_tokens, new_frames, scene_features
 from vlarft.engine.encode import check_frames, encode_frames
 from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
+from vlarft.engine.native import Generator, Prompts
 from vlarft.engine.plan import Plan
-from vlarft.engine.resolve import NO_NATIVE, resolve_backend, resolve_device, resolve_dtype
+from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
 from vlarft.engine.stats import Stopwatch
@@ -41,7 +42,7 @@ from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 from vlarft.models.world_model import WorldModel
 from vlarft.reference.attention import causal_attention
 from vlarft.reference.compare import Metric
-from vlarft.reference.imagine import Prefix, Suffix, load_weights
+from vlarft.reference.imagine import Prefix, Suffix, Weights, load_weights
 
 log = logging.getLogger("vlarft")
 
@@ -112,9 +113,11 @@ class RolloutEngine:
         memory_limit: int | str | None = None,
         attention: str = "sdpa",
     ) -> None:
-        self.backend = resolve_backend(backend)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
+        self.backend, reason = resolve_backend(
+            backend, self.device, attention, world.transformer.config
+        )
         check_metric(metric)
         self.metric = metric if isinstance(metric, str) else type(metric).__name__
         self._metric_source, self._metric_file = (
@@ -125,9 +128,13 @@ class RolloutEngine:
         self._limit = None if memory_limit is None else planning.parse_bytes(memory_limit)
         self._attention = causal_attention(attention, self.device, self.dtype)
         longest = world.sequence_length(world.layout.frames)
-        self._weights = load_weights(
-            world.transformer, world.frame_codes, longest, self.device, self.dtype
-        )
+        self._weights: Weights | Generator
+        if self.backend == "native":
+            self._weights = Generator(world.transformer, world.frame_codes, longest, self.dtype)
+        else:
+            self._weights = load_weights(
+                world.transformer, world.frame_codes, longest, self.device, self.dtype
+            )
         tokenizer = _own_tokenizer(world.tokenizer, self.device, torch.float32)
         self._decoder = (
             tokenizer
@@ -140,7 +147,8 @@ class RolloutEngine:
         self._rates: dict[str, float] = {}
         self._size = self._footprint()
         if backend == "auto":
-            log.info("engine: reference back end on %s, %s (%s)", self.device, dtype, NO_NATIVE)
+            why = f" ({reason})" if reason else ""
+            log.info("engine: %s, %s on %s%s", self._kernel_path, dtype, self.device, why)
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Self:
@@ -500,7 +508,7 @@ class RolloutEngine:
             counts["rendered"] += group.rendered
         return torch.cat([near for near, _ in parts]), torch.cat([far for _, far in parts])
 
-    def _prefix(self, scenes: Scenes) -> Prefix:
+    def _prefix(self, scenes: Scenes) -> Prefix | Prompts:
         self._own(scenes)
         if scenes.prefix is None:
             scenes.prefix = prefill_scenes(self.world, self._weights, scenes, self._attention)
@@ -518,7 +526,9 @@ class RolloutEngine:
             scenes.owner = self._weights
         self._filled.add(scenes)
 
-    def _workspace(self, scenes: int, members: int, frames: int) -> Suffix:
+    def _workspace(self, scenes: int, members: int, frames: int) -> Suffix | None:
+        if isinstance(self._weights, Generator):
+            return None
         shape = (scenes, members, frames)
         if self._suffix is None or self._suffix[0] != shape:
             self._suffix = None  # freed before the next one is allocated
@@ -547,6 +557,12 @@ class RolloutEngine:
     def _compare_batch(self) -> int:
         return planning.batch_size(self._size.metric_work, self.device.type, self.memory_limit)
 
+    @property
+    def _kernel_path(self) -> str:
+        if isinstance(self._weights, Generator):
+            return f"native: {self._weights.kernels} kernels"
+        return "reference: plain PyTorch"
+
     def _held(self) -> int:
         if self._suffix is None:
             return 0
@@ -559,7 +575,19 @@ class RolloutEngine:
         limit = self.memory_limit
 
         def purposes(p: int, n: int) -> dict[str, int]:
-            return planning.bytes_by_purpose(self._size, p, n, frames, expert, kept, limit)
+            need = planning.bytes_by_purpose(self._size, p, n, frames, expert, kept, limit)
+            if isinstance(self._weights, Generator):
+                own = self._weights.plan(
+                    scenes=p,
+                    members=n + int(expert),
+                    prompt=self._size.prompt,
+                    frames=frames,
+                    action_dim=self._size.action_dim,
+                    frame_tokens=self._size.frame_tokens,
+                )
+                own["work"] = max(own["work"], need["work"])
+                need.update({k: v for k, v in own.items() if k != "weights"})
+            return need
 
         planning.check_fits(lambda p, n: sum(purposes(p, n).values()), scenes, rollouts, limit)
         rows = scenes * (rollouts + int(expert))
@@ -568,7 +596,7 @@ class RolloutEngine:
             per_frame = self._rates["imagine"] + self._rates["decode"] + self._rates["compare"]
             seconds = rows * frames * per_frame
         dtype = str(self.dtype).removeprefix("torch.")
-        path = f"{self.backend}: plain PyTorch, two-level cache, {dtype} on {self.device}"
+        path = f"{self._kernel_path}, two-level cache, {dtype} on {self.device}"
         return Plan(scenes, rollouts, frames, purposes(scenes, rollouts), limit, path, seconds)
 
     def _stats(
@@ -587,6 +615,7 @@ class RolloutEngine:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "backend": self.backend,
+            "kernel_path": plan.kernel_path,
             "seconds": {**seconds, "total": sum(seconds.values())},
             "passes": passes,
             "tokens": passes * rows,
@@ -600,14 +629,19 @@ class RolloutEngine:
 
     def _footprint(self) -> planning.Footprint:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
-        held = [*self._weights.tensors, *self._decoder.parameters()]
+        held = list(self._decoder.parameters())
+        own = 0
+        if isinstance(self._weights, Generator):
+            own = self._weights.nbytes
+        else:
+            held += self._weights.tensors
         if self._decoder is not self.world.tokenizer:
             held += list(self.world.tokenizer.parameters())
         held += [p for p in self.world.transformer.parameters() if p.device == self.device]
         return planning.Footprint(
-            weights=sum(t.nbytes for t in held) + planning.metric_bytes(self.metric),
+            weights=own + sum(t.nbytes for t in held) + planning.metric_bytes(self.metric),
             element=self.dtype.itemsize,
-            layers=len(self._weights.layers),
+            layers=int(config.num_hidden_layers),
             heads=self._weights.heads,
             kv_heads=self._weights.kv_heads,
             head_dim=self._weights.head_dim,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vlarft.engine.native import Prompts
 from vlarft.errors import DataError, DtypeError, ShapeError
 from vlarft.models.autoencoder import KeyValue
 from vlarft.models.tokenizer import DecoderFeatures
@@ -26,7 +27,7 @@ class Scenes:
         self.context, self.first, self.keys = context, first, keys
         # Filled by the engine that owns the weights they were computed with.
         self.owner: object | None = None
-        self.prefix: Prefix | None = None
+        self.prefix: Prefix | Prompts | None = None
         self.decoder_features: DecoderFeatures | None = None
 
     def __len__(self) -> int:
@@ -70,10 +71,13 @@ class Scenes:
         if parts[0].owner is None or any(p.owner is not parts[0].owner for p in parts):
             return out
         out.owner = parts[0].owner
-        prefixes = [p.prefix for p in parts if p.prefix is not None]
+        prefixes = [p.prefix for p in parts if isinstance(p.prefix, Prefix)]
+        prompts = [p.prefix for p in parts if isinstance(p.prefix, Prompts)]
         if len(prefixes) == len(parts):
             keys, values = [p.keys for p in prefixes], [p.values for p in prefixes]
             out.prefix = Prefix(torch.cat(keys, dim=1), torch.cat(values, dim=1))
+        elif len(prompts) == len(parts):
+            out.prefix = Prompts.concatenate(prompts)
         features = [p.decoder_features for p in parts if p.decoder_features is not None]
         if len(features) == len(parts):
             out.decoder_features = concatenate_features(features)

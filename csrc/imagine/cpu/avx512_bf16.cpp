@@ -1,12 +1,11 @@
 #define VLARFT_ISA avx512_bf16
-#include "imagine/cpu/gemm.h"
-// After gemm.h, whose products it tabulates.
 #include "imagine/cpu/elementwise.h"
+#include "imagine/cpu/gemm.h"
 
 namespace vlarft::imagine::avx512_bf16 {
 
 extern const Kernels kTable;
 const Kernels kTable = {"avx512_bf16", kF32,          kBf16,  kBf16,   &rms_norm,
-                        &swiglu,    &softmax_tile, &scale, &soften, &noisy};
+                        &swiglu,       &softmax_tile, &scale, &soften, &noisy};
 
 }  // namespace vlarft::imagine::avx512_bf16

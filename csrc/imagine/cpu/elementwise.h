@@ -54,8 +54,7 @@ VLARFT_INLINE F16 log16(const F16& x) {
   return (m + y) + e * 0.693359375F;
 }
 
-static inline void rms_norm(const float* x, const float* weight, int64_t n, float eps,
-                            float* out) {
+static inline void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
   F16 squares{};
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -179,12 +178,5 @@ static inline void noisy(const float* z, int64_t n, const uint32_t* words, uint6
     for (int64_t i = 0; i < count; ++i) out[first + i] = z[first + i] + noise[i % 4][i / 4];
   }
 }
-
-inline constexpr Gemm kF32 = {false, &pack_floats, &multiply<F32Weights>};
-#if defined(__AVX512BF16__)
-inline constexpr Gemm kBf16 = {true, &pack_pairs, &multiply<Bf16Pairs>};
-#else
-inline constexpr Gemm kBf16 = {false, &pack_floats, &multiply<Bf16Weights>};
-#endif
 
 }  // namespace vlarft::imagine::VLARFT_ISA

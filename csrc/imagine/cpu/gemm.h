@@ -12,8 +12,8 @@
 namespace vlarft::imagine::VLARFT_ISA {
 
 #if defined(__AVX512F__)
-inline constexpr int kOneBlock = 28;    // 28 accumulators of the 32 registers
-inline constexpr int kBlock = 14;       // 14 x 2 accumulators
+inline constexpr int kOneBlock = 28;  // 28 accumulators of the 32 registers
+inline constexpr int kBlock = 14;     // 14 x 2 accumulators
 #define VLARFT_PANELS(MR) ((MR) <= 3 ? 8 : (MR) <= 7 ? 4 : (MR) <= 14 ? 2 : 1)
 #elif defined(__AVX2__)
 inline constexpr int kOneBlock = 6;
@@ -111,8 +111,7 @@ struct Bf16Pairs {
       const auto column = (__m512bh)_mm512_loadu_si512(w + p * panel_stride);
 #pragma GCC unroll 28
       for (int r = 0; r < MR; ++r) {
-        const auto value =
-            (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(x[r * kTileStride]));
+        const auto value = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(x[r * kTileStride]));
         sum[r][p][0] = _mm512_dpbf16_ps(sum[r][p][0], column, value);
       }
     }
@@ -127,9 +126,8 @@ template <class W>
 inline constexpr int64_t kStepDepth = sizeof(typename W::Element) == 4 ? 1 : 2;
 
 template <class W, int MR, int NP>
-void block(const typename W::Element* w, int64_t panel_stride, int64_t k,
-           const typename W::Unit* x, int64_t tile_stride, float* c, int64_t c_stride,
-           bool add_to) {
+void block(const typename W::Element* w, int64_t panel_stride, int64_t k, const typename W::Unit* x,
+           int64_t tile_stride, float* c, int64_t c_stride, bool add_to) {
   Vec sum[MR][NP][kVecs];
   for (int r = 0; r < MR; ++r) {
     for (int p = 0; p < NP; ++p) {
@@ -173,9 +171,6 @@ void panels_of(const typename W::Element* w, int64_t panel_stride, int64_t k,
 template <class W>
 using Block = void (*)(const typename W::Element*, int64_t, int64_t, const typename W::Unit*,
                        int64_t, int64_t, float*, int64_t, bool);
-
-template <class W, int... I>
-struct Blocks;
 
 template <int... I>
 struct Numbers {};
@@ -240,8 +235,8 @@ VLARFT_INLINE uint32_t bf16_bits(float value) {
   return (bits & 0x7FFFFFFFU) > 0x7F800000U ? (bits >> 16) | 0x40U : rounded;
 }
 
-static inline void pack_pairs(const float* x, int64_t x_stride, int64_t m, int64_t first,
-                              int64_t n, void* packed, int64_t tile_stride) {
+static inline void pack_pairs(const float* x, int64_t x_stride, int64_t m, int64_t first, int64_t n,
+                              void* packed, int64_t tile_stride) {
   auto* out = static_cast<uint32_t*>(packed);
   for (int64_t r = 0; r < m; ++r) {
     const float* from = x + r * x_stride;
@@ -258,5 +253,12 @@ static inline void pack_pairs(const float* x, int64_t x_stride, int64_t m, int64
     }
   }
 }
+
+inline constexpr Gemm kF32 = {false, &pack_floats, &multiply<F32Weights>};
+#if defined(__AVX512BF16__)
+inline constexpr Gemm kBf16 = {true, &pack_pairs, &multiply<Bf16Pairs>};
+#else
+inline constexpr Gemm kBf16 = {false, &pack_floats, &multiply<Bf16Weights>};
+#endif
 
 }  // namespace vlarft::imagine::VLARFT_ISA

@@ -82,7 +82,7 @@ const Kernels& kernels(const std::string& forced);  // empty: the fastest
 std::vector<std::string> built_kernels();     // best first
 std::vector<std::string> runnable_kernels();  // best first
 
-float round_to_bf16(float x);
+float from_bf16(uint16_t bits);
 uint16_t to_bf16(float x);
 
 }  // namespace vlarft::imagine

@@ -1,7 +1,6 @@
 #define VLARFT_ISA portable
-#include "imagine/cpu/gemm.h"
-// After gemm.h, whose products it tabulates.
 #include "imagine/cpu/elementwise.h"
+#include "imagine/cpu/gemm.h"
 
 namespace vlarft::imagine::portable {
 

@@ -1,0 +1,289 @@
+// Bindings of csrc/imagine: argument checks and conversion.
+#include "python/imagine.h"
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "core/errors.h"
+#include "imagine/imaginer.h"
+#include "python/dlpack_capsule.h"
+
+namespace py = pybind11;
+
+namespace vlarft::python {
+namespace {
+
+using imagine::Imaginer;
+using imagine::ModelConfig;
+using imagine::Prompt;
+
+constexpr Device kCpu{DeviceKind::kCpu, 0};
+
+// Between passes: Ctrl-C becomes an exception, the GIL is held only for the question.
+void poll_signals(int64_t) {
+  const py::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+int checked_threads(int threads) {
+  if (threads < 1) {
+    throw Error("Imaginer: threads = " + std::to_string(threads) + "; give at least 1");
+  }
+  return threads;
+}
+
+int64_t positive(const py::dict& values, const char* name) {
+  if (!values.contains(name)) throw Error(std::string("Imaginer: config lacks ") + name);
+  const auto value = values[name].cast<int64_t>();
+  if (value < 1) {
+    throw ShapeError("Imaginer: " + std::string(name) + " = " + std::to_string(value) +
+                     "; give at least 1");
+  }
+  return value;
+}
+
+ModelConfig read_config(const py::dict& values, const std::string& dtype) {
+  ModelConfig c;
+  c.layers = positive(values, "layers");
+  c.hidden = positive(values, "hidden");
+  c.heads = positive(values, "heads");
+  c.kv_heads = positive(values, "kv_heads");
+  c.head_dim = positive(values, "head_dim");
+  c.ffn = positive(values, "ffn");
+  c.vocabulary = positive(values, "vocabulary");
+  c.frame_codes = positive(values, "frame_codes");
+  c.positions = positive(values, "positions");
+  c.eps = values["eps"].cast<float>();
+  if (c.heads % c.kv_heads != 0 || c.head_dim % 2 != 0 || c.frame_codes > c.vocabulary) {
+    throw ShapeError(
+        "Imaginer: heads must be a multiple of kv_heads, head_dim even, frame_codes within the "
+        "vocabulary");
+  }
+  if (dtype == "bfloat16") {
+    c.storage = imagine::Storage::kBfloat16;
+  } else if (dtype != "float32") {
+    throw DtypeError("Imaginer: dtype '" + dtype + "'; allowed: float32, bfloat16");
+  }
+  return c;
+}
+
+std::unique_ptr<Imaginer> make(const py::dict& config, const py::dict& tensors,
+                               const std::string& dtype, const std::string& kernels) {
+  const ModelConfig c = read_config(config, dtype);
+  const int64_t wide = c.heads * c.head_dim, narrow = c.kv_heads * c.head_dim;
+  std::vector<std::unique_ptr<ImportedTensor>> owners;
+  imagine::Tensors pointers;
+  const auto place = [&](const std::string& name, std::initializer_list<int64_t> sizes,
+                         const char* letters) {
+    if (!tensors.contains(name.c_str())) throw Error("Imaginer: the weights lack " + name);
+    const std::string what = "Imaginer(): " + name;
+    owners.push_back(std::make_unique<ImportedTensor>(tensors[name.c_str()], what));
+    const TensorView& view = owners.back()->view();
+    view.check(what, letters, Dtype::kFloat32, sizes).check_device(what, kCpu);
+    pointers[name] = view.data<const float>();
+  };
+  place("model.embed_tokens.weight", {c.vocabulary, c.hidden}, "vocabulary,hidden");
+  place("lm_head.weight", {c.vocabulary, c.hidden}, "vocabulary,hidden");
+  place("model.norm.weight", {c.hidden}, "hidden");
+  place("rotary.cos", {c.positions, c.head_dim / 2}, "positions,head_dim/2");
+  place("rotary.sin", {c.positions, c.head_dim / 2}, "positions,head_dim/2");
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string at = "model.layers." + std::to_string(i) + ".";
+    place(at + "input_layernorm.weight", {c.hidden}, "hidden");
+    place(at + "post_attention_layernorm.weight", {c.hidden}, "hidden");
+    place(at + "self_attn.q_proj.weight", {wide, c.hidden}, "heads*head_dim,hidden");
+    place(at + "self_attn.k_proj.weight", {narrow, c.hidden}, "kv_heads*head_dim,hidden");
+    place(at + "self_attn.v_proj.weight", {narrow, c.hidden}, "kv_heads*head_dim,hidden");
+    place(at + "self_attn.o_proj.weight", {c.hidden, wide}, "hidden,heads*head_dim");
+    place(at + "mlp.gate_proj.weight", {c.ffn, c.hidden}, "ffn,hidden");
+    place(at + "mlp.up_proj.weight", {c.ffn, c.hidden}, "ffn,hidden");
+    place(at + "mlp.down_proj.weight", {c.hidden, c.ffn}, "hidden,ffn");
+  }
+  const imagine::Kernels& chosen = kernels.empty() ? imagine::kernels() : imagine::kernels(kernels);
+  const py::gil_scoped_release unlocked;
+  return std::make_unique<Imaginer>(c, pointers, chosen);
+}
+
+const int32_t* checked_ids(const TensorView& view, int64_t vocabulary, const std::string& what) {
+  const auto* ids = view.data<const int32_t>();
+  for (int64_t i = 0; i < view.elements(); ++i) {
+    if (ids[i] < 0 || ids[i] >= vocabulary) {
+      throw ShapeError(what + " must lie in [0, " + std::to_string(vocabulary) + "), got " +
+                       std::to_string(ids[i]));
+    }
+  }
+  return ids;
+}
+
+void check_length(int64_t length, const ModelConfig& config) {
+  if (length > config.positions) {
+    throw ShapeError("Imaginer: a sequence of " + std::to_string(length) + " tokens exceeds the " +
+                     std::to_string(config.positions) + " positions it was made for");
+  }
+}
+
+std::vector<std::shared_ptr<Prompt>> prefill(Imaginer& self, const py::object& ids, int threads) {
+  const ImportedTensor imported(ids, "prefill(): ids");
+  const TensorView& view = imported.view();
+  view.check("prefill(): ids", "P,S", Dtype::kInt32, {kAny, kAny})
+      .check_device("prefill(): ids", kCpu);
+  const ModelConfig& config = self.transformer().config();
+  const auto* from = checked_ids(view, config.vocabulary, "prefill(): ids");
+  check_length(view.size(1), config);
+  checked_threads(threads);
+  const py::gil_scoped_release unlocked;
+  return self.prefill(from, view.size(0), view.size(1), threads, poll_signals);
+}
+
+std::vector<std::shared_ptr<const Prompt>> checked_prompts(
+    const std::vector<std::shared_ptr<Prompt>>& prompts, const Imaginer& self, int64_t suffix) {
+  const ModelConfig& config = self.transformer().config();
+  for (const auto& prompt : prompts) {
+    if (prompt->cache.bytes() != imagine::Cache::bytes(config, prompt->length)) {
+      throw Error("Imaginer: a prompt was prefilled by another model; prefill it again");
+    }
+    check_length(prompt->length + suffix, config);
+  }
+  return {prompts.begin(), prompts.end()};
+}
+
+py::tuple imagine_tokens(Imaginer& self, const std::vector<std::shared_ptr<Prompt>>& prompts,
+                         const py::object& actions, const py::object& keys,
+                         const py::object& members, int64_t frame_tokens, uint64_t seed,
+                         float temperature, int64_t top_k, double top_p, int64_t width,
+                         const std::vector<std::string>& guesses, int threads,
+                         const std::function<void(int64_t)>& progress) {
+  const ImportedTensor a(actions, "imagine(): actions"), k(keys, "imagine(): keys"),
+      m(members, "imagine(): members");
+  const auto scenes = static_cast<int64_t>(prompts.size());
+  const ModelConfig& config = self.transformer().config();
+  a.view()
+      .check("imagine(): actions", std::to_string(scenes) + ",M,T,A", Dtype::kInt32,
+             {scenes, kAny, kAny, kAny})
+      .check_device("imagine(): actions", kCpu);
+  k.view()
+      .check("imagine(): keys", std::to_string(scenes), Dtype::kUint32, {scenes})
+      .check_device("imagine(): keys", kCpu);
+  imagine::Request request;
+  request.rows_a_scene = a.view().size(1);
+  m.view()
+      .check("imagine(): members", "M", Dtype::kUint32, {request.rows_a_scene})
+      .check_device("imagine(): members", kCpu);
+  request.frames = a.view().size(2);
+  request.action_dim = a.view().size(3);
+  request.frame_tokens = frame_tokens;
+  if (frame_tokens < 1 || request.frames < 1 || request.action_dim < 1) {
+    throw ShapeError("imagine(): frames, action entries and tokens a frame must be at least 1");
+  }
+  request.actions = checked_ids(a.view(), config.vocabulary, "imagine(): actions");
+  request.keys = k.view().data<const uint32_t>();
+  request.members = m.view().data<const uint32_t>();
+  request.prompts =
+      checked_prompts(prompts, self, request.frames * (request.action_dim + frame_tokens) - 1);
+  if (!(temperature >= 0) || !(top_p > 0 && top_p <= 1) || top_k < 0 || width < 1) {
+    throw Error(
+        "imagine(): temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all) and width >= 1 are "
+        "allowed");
+  }
+  request.sampling = {seed, temperature, top_k, top_p};
+  request.width = width;
+  for (const std::string& name : guesses) {
+    bool* const flag = name == "front"      ? &request.guesses.front
+                       : name == "jacobi"   ? &request.guesses.jacobi
+                       : name == "previous" ? &request.guesses.previous
+                                            : nullptr;
+    if (flag == nullptr) {
+      throw Error("imagine(): guess source '" + name + "'; allowed: front, jacobi, previous");
+    }
+    *flag = true;
+  }
+  checked_threads(threads);
+  py::array_t<int32_t> tokens({scenes, request.rows_a_scene, request.frames, frame_tokens});
+  auto* out = tokens.mutable_data();
+  imagine::Stats stats;
+  {
+    const py::gil_scoped_release unlocked;
+    int64_t told = 0;
+    const auto poll = [&](int64_t frames) {
+      poll_signals(frames);
+      while (progress && told < frames) progress(++told);
+    };
+    stats = self.imagine(request, threads, poll, out);
+  }
+  py::dict told;
+  told["kernels"] = self.transformer().kernels().name;
+  told["width"] = width;
+  told["passes"] = stats.passes;
+  told["accepted_per_pass"] = stats.row_passes == 0 ? 0.0
+                                                    : static_cast<double>(stats.accepted) /
+                                                          static_cast<double>(stats.row_passes);
+  told["wasted_tokens"] = stats.computed - stats.needed;
+  const char* names[] = {"front", "jacobi", "previous"};
+  py::dict by_source;
+  for (int source = 0; source < 3; ++source) {
+    if (stats.guessed[source] == 0) continue;
+    by_source[names[source]] = py::make_tuple(stats.right[source], stats.guessed[source]);
+  }
+  told["guesses"] = by_source;
+  return py::make_tuple(tokens, told);
+}
+
+py::array_t<float> score(Imaginer& self, const std::vector<std::shared_ptr<Prompt>>& prompts,
+                         const py::object& ids, int64_t chunk, int threads) {
+  const ImportedTensor imported(ids, "score(): ids");
+  const TensorView& view = imported.view();
+  const auto scenes = static_cast<int64_t>(prompts.size());
+  view.check("score(): ids", std::to_string(scenes) + ",M,L", Dtype::kInt32, {scenes, kAny, kAny})
+      .check_device("score(): ids", kCpu);
+  const ModelConfig& config = self.transformer().config();
+  const auto* from = checked_ids(view, config.vocabulary, "score(): ids");
+  const auto shared = checked_prompts(prompts, self, view.size(2));
+  if (chunk < 1) throw ShapeError("score(): chunk must be at least 1");
+  checked_threads(threads);
+  py::array_t<float> logits({scenes, view.size(1), view.size(2), config.frame_codes});
+  auto* out = logits.mutable_data();
+  const py::gil_scoped_release unlocked;
+  self.score(shared, from, view.size(1), view.size(2), chunk, threads, poll_signals, out);
+  return logits;
+}
+
+py::dict plan(const Imaginer& self, int64_t scenes, int64_t rows, int64_t prompt, int64_t frames,
+              int64_t action_dim, int64_t frame_tokens, int64_t width, int threads) {
+  const imagine::Bytes bytes =
+      self.plan(scenes, rows, prompt, frames, action_dim, frame_tokens, width, threads);
+  py::dict told;
+  told["weights"] = bytes.weights;
+  told["prompt keys and values"] = bytes.prompt;
+  told["suffix keys and values"] = bytes.suffix;
+  told["work"] = bytes.work;
+  return told;
+}
+
+}  // namespace
+
+void bind_imagine(py::module_& m) {
+  using py::literals::operator""_a;
+  m.def("built_kernels", &imagine::built_kernels, "CPU kernels of this build, best first.");
+  m.def("runnable_kernels", &imagine::runnable_kernels,
+        "CPU kernels that this machine runs, best first.");
+  py::class_<Prompt, std::shared_ptr<Prompt>>(m, "Prompt", "Keys and values of a scene's prompt.")
+      .def_readonly("length", &Prompt::length)
+      .def_property_readonly("bytes", [](const Prompt& p) { return p.cache.bytes(); });
+  py::class_<Imaginer>(m, "Imaginer", "Token generation of a world model on the CPU.")
+      .def(py::init(&make), "config"_a, "tensors"_a, py::kw_only(), "dtype"_a = "float32",
+           "kernels"_a = "")
+      .def_property_readonly("kernels",
+                             [](const Imaginer& i) { return i.transformer().kernels().name; })
+      .def_property_readonly("weight_bytes",
+                             [](const Imaginer& i) { return i.transformer().weight_bytes(); })
+      .def("prefill", &prefill, "ids"_a, py::kw_only(), "threads"_a)
+      .def("imagine", &imagine_tokens, "prompts"_a, "actions"_a, "keys"_a, "members"_a,
+           py::kw_only(), "frame_tokens"_a, "seed"_a, "temperature"_a, "top_k"_a, "top_p"_a,
+           "width"_a, "guesses"_a, "threads"_a, "progress"_a = nullptr)
+      .def("score", &score, "prompts"_a, "ids"_a, py::kw_only(), "chunk"_a, "threads"_a)
+      .def("plan", &plan, py::kw_only(), "scenes"_a, "rows"_a, "prompt"_a, "frames"_a,
+           "action_dim"_a, "frame_tokens"_a, "width"_a, "threads"_a);
+}
+
+}  // namespace vlarft::python

@@ -1,0 +1,221 @@
+"""Token generation in C++ on the CPU: `backend="native"`.
+
+`Generator` packs a transformer's weights once, `prefill` keeps a scene's prompt, and `imagine` runs
+a whole rollout (all frames, actions and members) in one call. Tokens are those of
+`vlarft.reference.imagine` up to float rounding, and do not depend on batch mates, batch split,
+number of threads or speculation, bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vlarft import _native
+from vlarft.errors import UnsupportedModelError
+from vlarft.reference.imagine import Draw
+from vlarft.reference.imagine import unsupported as reference_unsupported
+
+GUESS_SOURCES = ("front", "jacobi", "previous")
+
+
+def unsupported(config: LlamaConfig) -> list[str]:
+    """Reasons why the native kernels cannot run a transformer; empty when they can."""
+    reasons = reference_unsupported(config)
+    if config.attention_bias:
+        reasons.append("attention_bias = True (supported: False)")
+    if config.mlp_bias:
+        reasons.append("mlp_bias = True (supported: False)")
+    if _head_dim(config) % 2 != 0:
+        reasons.append(f"head_dim = {_head_dim(config)} (supported: even)")
+    return reasons
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Keys and values of the scenes' prompts, one object a scene."""
+
+    scenes_kept: tuple[_native.Prompt, ...]
+
+    @property
+    def scenes(self) -> int:
+        """P."""
+        return len(self.scenes_kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(prompt.bytes for prompt in self.scenes_kept)
+
+    def select(self, scenes: Tensor | slice) -> "Prompts":
+        """Some of the scenes; nothing is copied."""
+        rows = np.arange(self.scenes)[scenes if isinstance(scenes, slice) else scenes.cpu().numpy()]
+        return Prompts(tuple(self.scenes_kept[int(row)] for row in rows))
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Prompts]") -> "Prompts":
+        """Join scenes in order; nothing is copied."""
+        return Prompts(tuple(prompt for part in parts for prompt in part.scenes_kept))
+
+
+class Generator:
+    """A transformer packed for the CPU.
+
+    Args:
+        model: transformers' Llama; its weights are copied.
+        frame_codes: ids 0 .. frame_codes-1 may be sampled.
+        positions: longest sequence, prompt included.
+        dtype: float32, or bfloat16 storage of weights and cache with float32 sums.
+
+    Raises:
+        UnsupportedModelError: the configuration has something that the kernels do not compute.
+        BackendError: the environment variable VLARFT_CPU names kernels that are unknown or cannot
+            run here.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, frame_codes: int, positions: int, dtype: torch.dtype
+    ) -> None:
+        config: LlamaConfig = model.config
+        reasons = unsupported(config)
+        if reasons:
+            raise UnsupportedModelError(f"transformer cannot be run natively: {'; '.join(reasons)}")
+        head_dim = _head_dim(config)
+        self.layers = int(config.num_hidden_layers)
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads or self.heads)
+        self.head_dim = head_dim
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float32).contiguous()
+            for name, tensor in model.state_dict().items()
+        }
+        tensors["lm_head.weight"] = model.lm_head.weight.detach().to("cpu", torch.float32)
+        rotary = model.model.rotary_emb
+        index = torch.arange(positions, device=rotary.inv_freq.device)[None]
+        cos, sin = rotary(torch.zeros(1, device=index.device), index)
+        half = head_dim // 2
+        if cos.shape[-1] != head_dim:
+            raise UnsupportedModelError(
+                f"transformer cannot be run natively: rotary embedding of {cos.shape[-1]} of "
+                f"{head_dim} head entries (supported: all)"
+            )
+        tensors["rotary.cos"] = cos[0, :, :half].float().cpu().contiguous()
+        tensors["rotary.sin"] = sin[0, :, :half].float().cpu().contiguous()
+        self._imaginer = _native.Imaginer(
+            {
+                "layers": self.layers,
+                "hidden": int(config.hidden_size),
+                "heads": self.heads,
+                "kv_heads": self.kv_heads,
+                "head_dim": head_dim,
+                "ffn": int(config.intermediate_size),
+                "vocabulary": int(config.vocab_size),
+                "frame_codes": frame_codes,
+                "positions": positions,
+                "eps": float(config.rms_norm_eps),
+            },
+            tensors,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+    @property
+    def kernels(self) -> str:
+        """Kernels that run: amx, avx512_bf16, avx512, avx2 or portable."""
+        return self._imaginer.kernels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._imaginer.weight_bytes
+
+    def prefill(self, ids: Tensor) -> Prompts:
+        """Keys and values of prompts, int64 [P,S]."""
+        prompts = self._imaginer.prefill(_ids(ids), threads=torch.get_num_threads())
+        return Prompts(tuple(prompts))
+
+    def imagine(
+        self,
+        prompts: Prompts,
+        actions: Tensor,
+        frame_tokens: int,
+        draw: Draw,
+        progress: Callable[[int], None] | None = None,
+        *,
+        width: int = 1,
+        guesses: Sequence[str] = (),
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Imagine all frames of all members.
+
+        Args:
+            prompts: the scenes' prompts.
+            actions: action ids, int64 [P,M,T,A].
+            frame_tokens: K.
+            draw: sampling settings.
+            progress: called with the number of frames that every row has finished, 1 .. T.
+            width: W >= 1, positions of a row that one pass may settle.
+            guesses: sources of the W - 1 guesses, of "front", "jacobi", "previous". Neither `width`
+                nor `guesses` changes the tokens.
+
+        Returns:
+            Frame tokens int64 [P,M,T,K] (-1 everywhere in a row whose logits were not finite), and
+            what happened: kernels, width, passes, accepted_per_pass, wasted_tokens, guesses.
+        """
+        members = draw.members.expand(actions.shape[1]).cpu().numpy().astype(np.uint32)
+        tokens, stats = self._imaginer.imagine(
+            list(prompts.scenes_kept),
+            _ids(actions),
+            draw.keys.cpu().numpy().astype(np.uint32),
+            members,
+            frame_tokens=frame_tokens,
+            seed=draw.seed,
+            temperature=draw.temperature,
+            top_k=draw.top_k or 0,
+            top_p=draw.top_p,
+            width=width,
+            guesses=list(guesses),
+            threads=torch.get_num_threads(),
+            progress=progress,
+        )
+        return torch.from_numpy(tokens).long(), stats
+
+    def score(self, prompts: Prompts, ids: Tensor, *, chunk: int) -> Tensor:
+        """Logits [P,M,L,frame_codes] after each of ids [P,M,L], `chunk` ids a pass."""
+        logits = self._imaginer.score(
+            list(prompts.scenes_kept), _ids(ids), chunk=chunk, threads=torch.get_num_threads()
+        )
+        return torch.from_numpy(logits)
+
+    def plan(
+        self,
+        *,
+        scenes: int,
+        members: int,
+        prompt: int,
+        frames: int,
+        action_dim: int,
+        frame_tokens: int,
+        width: int = 1,
+    ) -> dict[str, int]:
+        """Bytes by purpose that prefill and imagine take, weights included."""
+        return self._imaginer.plan(
+            scenes=scenes,
+            rows=members,
+            prompt=prompt,
+            frames=frames,
+            action_dim=action_dim,
+            frame_tokens=frame_tokens,
+            width=width,
+            threads=torch.get_num_threads(),
+        )
+
+
+def _head_dim(config: LlamaConfig) -> int:
+    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
+
+
+def _ids(ids: Tensor) -> Tensor:
+    return ids.detach().to("cpu", torch.int32).contiguous()

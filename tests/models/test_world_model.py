@@ -87,3 +87,22 @@ def test_unfit_parts_are_refused(world, tmp_path):
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="missing 9"):
         WorldModel.from_pretrained(tmp_path)
+
+
+def test_structured_embeddings_make_neighbours_similar():
+    world = build_world("tiny", seed=5)
+    table = world.transformer.model.embed_tokens.weight
+    before, std = table.detach().clone(), table.std().item()
+    world.structure_embeddings(seed=0)
+    bins = torch.nn.functional.normalize(
+        table[world.action_offset : world.action_offset + 16], dim=1
+    )
+    similarity = bins @ bins.T
+    assert similarity.diagonal(1).mean() > similarity.diagonal(8).mean() + 0.3
+    assert similarity.diagonal(1).max() < 0.999  # still told apart
+    codes = torch.nn.functional.normalize(table[: world.frame_codes], dim=1)
+    digits = world.tokenizer.frame_fsq.codes(torch.arange(world.frame_codes))
+    near = torch.cdist(digits, digits, p=1) == digits[0].sub(digits[1]).abs().max()
+    assert (codes @ codes.T)[near].mean() > (codes @ codes.T)[~near].mean() + 0.1
+    assert table.std().item() == pytest.approx(std, rel=0.1)
+    assert torch.equal(table[-2:], before[-2:])  # BOS and EOS are unused

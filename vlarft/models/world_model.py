@@ -5,6 +5,7 @@ Ids: frame codes first, then context codes, action bins, BOS, EOS (spec of the o
 then alternates 7 action ids and K frame ids.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -107,6 +108,34 @@ class WorldModel(nn.Module):
         step = torch.zeros(self.layout.action_dim + self.frame_tokens, dtype=torch.bool)
         step[self.layout.action_dim :] = True
         return torch.cat([torch.zeros(self.prompt_length, dtype=torch.bool), step.repeat(frames)])
+
+    @torch.no_grad()
+    def structure_embeddings(self, seed: int) -> None:
+        """Start neighbouring codes and neighbouring action bins from similar embeddings.
+
+        A code is a vector of FSQ digits and a bin is a number; rows drawn independently would have
+        to be learned one by one. Random projections of smooth features, of the same size as before.
+        """
+        table = self.transformer.model.embed_tokens.weight
+        generator = torch.Generator().manual_seed(seed)
+
+        def fill(first: int, features: Tensor) -> None:
+            projection = torch.randn(features.shape[1], table.shape[1], generator=generator)
+            smooth = features @ projection
+            rows = table[first : first + len(features)]
+            size = rows.std()
+            own = rows * 0.25  # what tells a row from its neighbours
+            rows.copy_(own + smooth * (size * 0.97 / smooth.std()).to(smooth.device))
+
+        for first, fsq in (
+            (0, self.tokenizer.frame_fsq),
+            (self.context_offset, self.tokenizer.context_fsq),
+        ):
+            digits = fsq.codes(torch.arange(fsq.size))
+            fill(first, torch.cat([digits, (math.pi * digits).cos(), (math.pi * digits).sin()], 1))
+        position = torch.arange(self.layout.bins)[:, None] / self.layout.bins
+        waves = math.pi * position * 2.0 ** torch.arange(5)
+        fill(self.action_offset, torch.cat([waves.cos(), waves.sin()], dim=1))
 
     # --- folders ----------------------------------------------------------------------------
 

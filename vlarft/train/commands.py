@@ -138,6 +138,7 @@ def train_world_model(
     world = WorldModel(
         tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout
     )
+    world.structure_embeddings(settings.seed)
     kept = run / "tokens.safetensors"  # so that resuming need not tokenise again
     if resume and kept.is_file():
         tokens = TokenizedWindows.load(kept)

@@ -102,7 +102,8 @@ def test_structured_embeddings_make_neighbours_similar():
     assert similarity.diagonal(1).max() < 0.999  # still told apart
     codes = torch.nn.functional.normalize(table[: world.frame_codes], dim=1)
     digits = world.tokenizer.frame_fsq.codes(torch.arange(world.frame_codes))
-    near = torch.cdist(digits, digits, p=1) == digits[0].sub(digits[1]).abs().max()
+    step = digits[0].sub(digits[1]).abs().max()
+    near = torch.cdist(digits, digits, p=1) == step
     assert (codes @ codes.T)[near].mean() > (codes @ codes.T)[~near].mean() + 0.1
     assert table.std().item() == pytest.approx(std, rel=0.1)
     assert torch.equal(table[-2:], before[-2:])  # BOS and EOS are unused

@@ -134,7 +134,8 @@ class WorldModel(nn.Module):
             digits = fsq.codes(torch.arange(fsq.size))
             fill(first, torch.cat([digits, (math.pi * digits).cos(), (math.pi * digits).sin()], 1))
         position = torch.arange(self.layout.bins)[:, None] / self.layout.bins
-        waves = math.pi * position * 2.0 ** torch.arange(5)
+        finest = max(1, int(math.log2(self.layout.bins)) - 3)  # a period of 16 bins
+        waves = math.pi * position * 2.0 ** torch.arange(finest)
         fill(self.action_offset, torch.cat([waves.cos(), waves.sin()], dim=1))
 
     # --- folders ----------------------------------------------------------------------------

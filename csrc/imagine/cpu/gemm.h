@@ -11,7 +11,12 @@
 
 namespace vlarft::imagine::VLARFT_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// The same loops in fewer sizes: instrumented, all of them would compile for many minutes.
+inline constexpr int kOneBlock = 3;
+inline constexpr int kBlock = 2;
+#define VLARFT_PANELS(MR) ((MR) <= 2 ? 2 : 1)
+#elif defined(__AVX512F__)
 inline constexpr int kOneBlock = 28;  // 28 accumulators of the 32 registers
 inline constexpr int kBlock = 14;     // 14 x 2 accumulators
 #define VLARFT_PANELS(MR) ((MR) <= 3 ? 8 : (MR) <= 7 ? 4 : (MR) <= 14 ? 2 : 1)

@@ -629,7 +629,7 @@ class RolloutEngine:
 
     def _footprint(self) -> planning.Footprint:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
-        held = list(self._decoder.parameters())
+        held: list[Tensor] = list(self._decoder.parameters())
         own = 0
         if isinstance(self._weights, Generator):
             own = self._weights.nbytes

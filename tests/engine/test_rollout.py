@@ -47,6 +47,35 @@ def test_the_experts_own_actions_make_its_frames(engine, scenes, actions, expert
     assert (result.l1.mean((1, 2)) > 0).all()
 
 
+def test_some_times_are_compared_as_they_are_among_all(engine, scenes, actions, expert):
+    whole = engine.rollout(scenes, actions, expert, keep=("tokens",))
+    some = engine.rollout(scenes, actions, expert, keep=("tokens",), times=(3, 7))
+    assert torch.equal(some.tokens, whole.tokens)
+    assert torch.allclose(some.l1, whole.l1[..., [3, 7]], atol=1e-6)
+    assert torch.allclose(some.perceptual, whole.perceptual[..., [3, 7]], atol=1e-6)
+    assert some.stats["frames_rendered"] < whole.stats["frames_rendered"]
+    recorded = torch.rand(len(scenes), 8, *_sides(engine))
+    whole = engine.rollout(scenes, actions, reference=recorded)
+    some = engine.rollout(scenes, actions, reference=recorded, times=(0, 7))
+    assert torch.allclose(some.l1, whole.l1[..., [0, 7]], atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [(), (3, 1), (2, 2), (-1,), (8,)])
+def test_wrong_times_are_refused(engine, scenes, actions, expert, times):
+    with pytest.raises(ConfigError, match=r"increasing frame numbers within 0\.\.7"):
+        engine.rollout(scenes, actions, expert, times=times)
+
+
+def test_kept_frames_are_all_frames(engine, scenes, actions, expert):
+    with pytest.raises(ConfigError, match="leave times out"):
+        engine.rollout(scenes, actions, expert, times=(7,), keep=("frames",))
+
+
+def _sides(engine):
+    side = engine.world.tokenizer.config.resolution
+    return 3, side, side
+
+
 def test_rollout_is_the_four_stages(engine, scenes, actions, expert):
     sampling = Sampling(seed=4)
     result = engine.rollout(scenes, actions, expert, sampling, keep=("tokens", "frames"))

@@ -46,9 +46,18 @@ class MockEngine:
         return MockScenes(context, first)
 
     def rollout(
-        self, scenes, actions, expert_actions=None, sampling=None, *, reference=None, seeds
+        self,
+        scenes,
+        actions,
+        expert_actions=None,
+        sampling=None,
+        *,
+        reference=None,
+        seeds,
+        times=None,
     ) -> MockResult:
         self.rollouts += 1
+        self.times = times
         assert len(scenes.context) == len(actions)
         imagined = self._imagine(actions)
         if sampling.noise == "independent":
@@ -59,6 +68,7 @@ class MockEngine:
         else:
             target = reference.mean((-3, -2, -1))[:, None, :, None]
         l1 = (imagined - target).abs().mean(-1)
+        l1 = l1 if times is None else l1[..., times]
         return MockResult(l1, 0.5 * l1)
 
     @staticmethod
@@ -101,8 +111,11 @@ class MockPolicy(nn.Module):
         x = proposal.trace.sample
         return LogProb(normal.log_prob(x), normal.entropy().expand_as(x))
 
-    def act(self, observation: Observation) -> Tensor:
-        return self._mean(observation).detach()
+    def act(self, observation: Observation, generator: torch.Generator | None = None) -> Tensor:
+        mean = self._mean(observation).detach()
+        return (
+            mean if generator is None else mean + 0.1 * torch.randn(mean.shape, generator=generator)
+        )
 
     def flow_loss(self, observation, actions, generator, context=None) -> Tensor:
         assert context is None  # this policy's traces carry none

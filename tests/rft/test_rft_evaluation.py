@@ -14,14 +14,19 @@ from vlarft.rft.evaluation import (
 )
 
 
-def evaluate(policy, batch=5, samples=0, noise="shared"):
+class FromItsMean(MockPolicy):
+    def act(self, observation, generator=None):  # noqa: ARG002
+        return super().act(observation)
+
+
+def evaluate(policy, batch=5, samples=0, noise="shared", starts=2):
     windows = make_windows(seed=7)
     return evaluate_policy(
         MockEngine(),
         policy,
         windows,
         spread_windows(len(windows), 12),
-        evaluation=EvaluationConfig(batch=batch, samples=samples),
+        evaluation=EvaluationConfig(batch=batch, samples=samples, starts=starts),
         reward=RewardConfig(),
         sampling=SamplingConfig(noise=noise),
     )
@@ -30,7 +35,7 @@ def evaluate(policy, batch=5, samples=0, noise="shared"):
 def test_expert_has_distance_zero_and_others_do_not():
     windows = make_windows(seed=7)
     expert = MockPolicy()
-    expert.act = lambda _: windows.batch(spread_windows(len(windows), 12)).actions
+    expert.act = lambda *_: windows.batch(spread_windows(len(windows), 12)).actions
     perfect = evaluate_policy(
         MockEngine(),
         expert,
@@ -46,7 +51,7 @@ def test_expert_has_distance_zero_and_others_do_not():
 
 
 def test_values_do_not_depend_on_the_batch_and_repeat():
-    a, b, c = (evaluate(MockPolicy(), batch=n) for n in (1, 5, 12))
+    a, b, c = (evaluate(FromItsMean(), batch=n) for n in (1, 5, 12))
     assert torch.allclose(a.distance, b.distance)
     assert torch.allclose(a.distance, c.distance)
     assert a.distance.shape == a.episode.shape == (12,)
@@ -55,6 +60,14 @@ def test_values_do_not_depend_on_the_batch_and_repeat():
         again.distance, evaluate(MockPolicy(), batch=5, samples=3, noise="independent").distance
     )
     assert again.sampled_distance.mean() > a.distance.mean()  # exploration costs distance
+
+
+def test_a_policys_chunks_start_from_drawn_noise_and_are_averaged():
+    one, four = (evaluate(MockPolicy(), starts=n) for n in (1, 4))
+    assert torch.equal(one.distance, evaluate(MockPolicy(), starts=1).distance)
+    assert not torch.equal(one.distance, evaluate(FromItsMean(), starts=1).distance)
+    assert not torch.equal(one.action_l1, four.action_l1)
+    assert four.distance.shape == (12,)
 
 
 def test_windows_are_spread_over_all_episodes():

@@ -444,3 +444,22 @@ def test_experiment_needs_different_seeds(tmp_path):
             configure(),
             seeds=(1, 1),
         )
+
+
+def test_chosen_reward_frames_reach_the_engine_and_evaluations_take_all(tmp_path):
+    engine = MockEngine()
+    Trainer(engine, MockPolicy(), make_windows(), configure("reward.frames=[2,4]")).run_step()
+    assert engine.times == [1, 3]
+    run(tmp_path, "reward.frames=[2,4]", engine=engine)
+    assert engine.times is None  # the last thing a run does is to evaluate
+
+
+@pytest.mark.parametrize("frames", ["[]", "[3,2]", "[2,2]", "[0,3]"])
+def test_wrong_reward_frames_are_refused(frames):
+    with pytest.raises(ConfigError, match="frames"):
+        configure(f"reward.frames={frames}")
+
+
+def test_reward_frames_beyond_the_windows_are_refused():
+    with pytest.raises(ConfigError, match="names frame 99; windows have 4"):
+        Trainer(MockEngine(), MockPolicy(), make_windows(), configure("reward.frames=[2,99]"))

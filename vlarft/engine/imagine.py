@@ -1,6 +1,6 @@
 """Imagine: scenes and actions -> frame tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,12 @@ class Imagined:
 
     tokens: Tensor
     expert_tokens: Tensor | None = None
+
+    def at(self, times: Sequence[int]) -> "Imagined":
+        """The frames at `times`, 0 .. T-1, in that order."""
+        chosen = list(times)
+        expert = self.expert_tokens
+        return Imagined(self.tokens[:, :, chosen], None if expert is None else expert[:, chosen])
 
 
 def check_actions(

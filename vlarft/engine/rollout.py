@@ -308,6 +308,7 @@ class RolloutEngine:
         reference: Tensor | None = None,
         keep: Sequence[Keep] = (),
         seeds: Sequence[int] | None = None,
+        times: Sequence[int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> RolloutResult:
         """Imagine, decode and compare; frames stream through and are kept only on request.
@@ -320,10 +321,13 @@ class RolloutEngine:
             reference: recorded frames, floating [P,T,3,H,W] in [0, 1], instead of an expert.
             keep: any of "tokens", "frames".
             seeds: noise seeds to average distances over, instead of `sampling.seed`.
+            times: frames to render and compare, increasing, 0 .. T-1; default all. The distances
+                are [P,N,len(times)] then. Every frame is imagined all the same.
             progress: called with the number of imagined frames, 1 .. T, for each seed.
 
         Raises:
-            ConfigError: both or no reference, an unknown `keep`, or `keep` with several seeds.
+            ConfigError: both or no reference, an unknown `keep`, `keep` with several seeds, wrong
+                `times`, or `times` with kept frames.
             ShapeError, DtypeError, DataError: wrong input, by argument name.
             PlanError: it does not fit in memory; the message names the largest N or P that fits.
         """
@@ -343,8 +347,11 @@ class RolloutEngine:
             check_reference(reference, len(scenes), actions.shape[2], (size, size))
             reference = reference.detach().to(self.device, torch.float32)
         expert = expert_actions is not None
-        rollouts, times = actions.shape[1:3]
-        plan = self._check_plan(len(scenes), rollouts, times, expert, "frames" in keep)
+        rollouts, frames = actions.shape[1:3]
+        plan = self._check_plan(len(scenes), rollouts, frames, expert, "frames" in keep)
+        shown = _check_times(times, frames, keep)
+        if shown is not None and reference is not None:
+            reference = reference[:, shown]
 
         watch, counts = Stopwatch(self.device), {"frames": 0, "rendered": 0}
         if self.device.type == "cuda":
@@ -354,16 +361,17 @@ class RolloutEngine:
         for seed in draws:
             drawn = Sampling(**{**sampling.model_dump(), "seed": seed})
             imagined = self._imagine(scenes, actions, expert_actions, drawn, watch, progress)
-            frames = self._new_kept_frames(imagined, "frames" in keep)
+            kept_frames = self._new_kept_frames(imagined, "frames" in keep)
+            seen = imagined if shown is None else imagined.at(shown)
             with torch.inference_mode():
-                d1, d2 = self._judge(scenes, imagined, reference, frames, watch, counts)
+                d1, d2 = self._judge(scenes, seen, reference, kept_frames, watch, counts)
             near.append(d1.clone())
             far.append(d2.clone())
             if "tokens" in keep:
                 kept |= {"tokens": imagined.tokens, "expert_tokens": imagined.expert_tokens}
-            if frames is not None:
-                kept["frames"] = frames[:, : actions.shape[1]]
-                kept["expert_frames"] = frames[:, -1] if expert else None
+            if kept_frames is not None:
+                kept["frames"] = kept_frames[:, : actions.shape[1]]
+                kept["expert_frames"] = kept_frames[:, -1] if expert else None
         l1, perceptual = torch.stack(near), torch.stack(far)
         stats = self._stats(watch, counts, plan, len(draws), expert)
         return RolloutResult(l1.mean(0), perceptual.mean(0), l1, perceptual, stats=stats, **kept)
@@ -657,6 +665,21 @@ class RolloutEngine:
             metric=self.metric,
             device=self.device.type,
         )
+
+
+def _check_times(
+    times: Sequence[int] | None, frames: int, keep: Sequence[Keep]
+) -> list[int] | None:
+    if times is None:
+        return None
+    chosen = list(times)
+    if not chosen or chosen != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < frames:
+        raise ConfigError(
+            f"times = {chosen}: expected increasing frame numbers within 0..{frames - 1}"
+        )
+    if "frames" in keep:
+        raise ConfigError("rollout: keep=('frames',) keeps all frames; leave times out")
+    return chosen
 
 
 def _own_tokenizer(tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> Tokenizer:

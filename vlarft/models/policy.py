@@ -108,8 +108,12 @@ class Policy(Protocol):
         """Score a proposal; unchanged weights give exactly `proposal.log_prob`."""
         ...
 
-    def act(self, observation: Observation) -> Tensor:
-        """The deterministic chunk of each scene, float32 [P, T, A], raw units."""
+    def act(self, observation: Observation, generator: torch.Generator | None = None) -> Tensor:
+        """The chunk of each scene that a robot would execute, float32 [P, T, A], raw units.
+
+        The generator draws the start of a generative policy; None takes its mean. Nothing else is
+        random.
+        """
         ...
 
 

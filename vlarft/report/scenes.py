@@ -84,7 +84,9 @@ def imagine_scenes(
     indices: Sequence[int] | Tensor,
     sampling: Sampling | None = None,
 ) -> list[SceneFrames]:
-    """Imagine the expert and both policies' deterministic actions from the same frames and noise.
+    """Imagine the expert and what both policies would execute, from the same frames and noise.
+
+    Both policies start their flow from the same drawn noise.
 
     Args:
         engine: the world model.
@@ -96,7 +98,9 @@ def imagine_scenes(
     """
     batch = windows.batch(indices)
     observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
-    actions = torch.stack([before.act(observation), after.act(observation)], 1)
+    actions = torch.stack(
+        [policy.act(observation, torch.Generator().manual_seed(0)) for policy in (before, after)], 1
+    )
     result = engine.rollout(
         engine.encode(batch.frames[:, 0]),
         actions,

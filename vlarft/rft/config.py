@@ -31,11 +31,21 @@ class RewardConfig(Config):
     """How T frame distances become one: mean, last frame only, or discounted towards the end."""
     discount: Fraction = 0.95
     """Weight of a frame relative to the next one, only used by `aggregation: discount`."""
+    frames: tuple[Positive, ...] | None = None
+    """Imagined frames, 1..T and increasing, that are rendered and compared; null = all of them.
+
+    Rendering is most of a step's work. Evaluations always take all frames."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
         if self.l1 == 0 and self.lpips == 0:
             raise ValueError("reward.l1 and reward.lpips are both 0: every rollout is worth 0")
+        if self.frames is not None and (
+            not self.frames or list(self.frames) != sorted(set(self.frames))
+        ):
+            raise ValueError(
+                f"reward.frames = {list(self.frames)}: expected increasing frame numbers from 1"
+            )
         return self
 
 
@@ -115,8 +125,10 @@ class EvaluationConfig(Config):
     """Steps between evaluations; 0 = only before the first and after the last step."""
     windows: Positive = 64
     """Number of validation windows, spread evenly over the validation episodes."""
+    starts: Positive = 2
+    """Chunks of the policy per window, each from its own drawn start; their mean counts."""
     samples: Count = 0
-    """Stochastic rollouts per window beside the deterministic one; 0 = none."""
+    """Rollouts per window with the Sigma Net's noise, as in training, beside these; 0 = none."""
     batch: Positive = 16
     """Windows imagined at once."""
     seed: Count = 1234

@@ -12,7 +12,7 @@ from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import ShapeError
 from vlarft.models.policy import Observation, Policy
 from vlarft.rft.config import EvaluationConfig, RewardConfig, SamplingConfig
-from vlarft.rft.randomness import seed_for
+from vlarft.rft.randomness import generator_for, seed_for
 from vlarft.rft.rewards import rollout_distance
 
 
@@ -21,11 +21,11 @@ class Evaluation:
     """Per-window results of a policy on W windows.
 
     Attributes:
-        distance: float32 [W], imagined distance of the deterministic action to the expert.
+        distance: float32 [W], imagined distance to the expert of what a robot would execute.
         l1: float32 [W], its mean absolute pixel difference, averaged over frames.
         perceptual: float32 [W], its LPIPS, averaged over frames.
         action_l1: float32 [W], mean absolute difference to the expert's actions, raw LIBERO units.
-        sampled_distance: float32 [W], mean distance of stochastic rollouts, or None.
+        sampled_distance: float32 [W], mean distance of rollouts as in training, or None.
         episode: int64 [W], episode of each window.
         window: int64 [W], number of each window.
     """
@@ -94,16 +94,17 @@ def evaluate_policy(
 ) -> Evaluation:
     """Imagine the policy's actions and the expert's from the same frame and compare.
 
-    The deterministic action `policy.act` counts; noise depends on `evaluation.seed` only, so two
-    policies evaluated on the same windows are a paired comparison.
+    What a robot would execute counts: `policy.act` from a drawn start, without the Sigma Net, as
+    the paper evaluates, averaged over `evaluation.starts`. All noise depends on `evaluation.seed`
+    and `evaluation.batch` only, so two policies on the same windows are a paired comparison.
 
     Args:
         engine: the world model.
         policy: not changed.
         windows: validation windows.
         indices: W window numbers.
-        evaluation: batch size, seed, number of stochastic samples.
-        reward: weights and reduction; `kind` does not matter here.
+        evaluation: batch size, seed, numbers of chunks.
+        reward: weights and reduction; `kind` and `frames` do not matter here.
         sampling: how the world model draws tokens.
     """
     numbers = torch.as_tensor(indices, dtype=torch.int64)
@@ -112,11 +113,14 @@ def evaluate_policy(
     for chosen in torch.split(numbers, evaluation.batch):
         batch = windows.batch(chosen)
         observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
-        actions = policy.act(observation)[:, None]
+        starts = generator_for(evaluation.seed, int(chosen[0]), "starts")
+        actions = torch.stack(
+            [policy.act(observation, starts) for _ in range(evaluation.starts)], 1
+        )
         expert = batch.actions.to(actions.device)
+        action_l1 = (actions - expert[:, None]).abs().mean((1, 2, 3)).float().cpu()
         if evaluation.samples:
-            generator = torch.Generator(actions.device)
-            generator.manual_seed(seed_for(evaluation.seed, int(chosen[0]), "samples"))
+            generator = generator_for(evaluation.seed, int(chosen[0]), "samples")
             proposal = policy.sample(observation, evaluation.samples, generator)
             actions = torch.cat([actions, proposal.actions], 1)
         result = engine.rollout(
@@ -128,9 +132,16 @@ def evaluate_policy(
         )
         l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
         distance = rollout_distance(l1, perceptual, reward)
-        action_l1 = (actions[:, 0] - expert).abs().mean((-2, -1)).float().cpu()
-        parts.append((distance[:, 0], l1[:, 0].mean(-1), perceptual[:, 0].mean(-1), action_l1))
-        sampled_parts.append(distance[:, 1:].mean(-1))
+        own = slice(evaluation.starts)
+        parts.append(
+            (
+                distance[:, own].mean(1),
+                l1[:, own].mean((1, 2)),
+                perceptual[:, own].mean((1, 2)),
+                action_l1,
+            )
+        )
+        sampled_parts.append(distance[:, evaluation.starts :].mean(-1))
     distance, l1, perceptual, action_l1 = (torch.cat(column) for column in zip(*parts, strict=True))
     return Evaluation(
         distance=distance,

@@ -144,11 +144,15 @@ def judge(
         distance = action_distance(actions, expert[:, None], scale.to(actions.device))
         return Outcome(distance.cpu(), None, None)
     sampling = make_sampling(config.sampling)
+    chosen = config.reward.frames
+    times = None if chosen is None else [number - 1 for number in chosen]
     if config.reward.kind == "imagined":
-        result = engine.rollout(scenes, actions, expert, sampling, seeds=seeds)
+        result = engine.rollout(scenes, actions, expert, sampling, seeds=seeds, times=times)
     else:
         recorded = batch.frames[:, 1:].permute(0, 1, 4, 2, 3).float() / 255
-        result = engine.rollout(scenes, actions, None, sampling, reference=recorded, seeds=seeds)
+        result = engine.rollout(
+            scenes, actions, None, sampling, reference=recorded, seeds=seeds, times=times
+        )
     l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
     distance = rollout_distance(l1, perceptual, config.reward)
     return Outcome(distance, float(l1.mean()), float(perceptual.mean()))
@@ -171,6 +175,11 @@ class Trainer:
         self, engine: RolloutEngine, policy: TrainablePolicy, windows: Windows, config: RFTConfig
     ) -> None:
         self.engine, self.policy, self.windows, self.config = engine, policy, windows, config
+        if config.reward.frames is not None and config.reward.frames[-1] > windows.frames:
+            raise ConfigError(
+                f"reward.frames names frame {config.reward.frames[-1]}; "
+                f"windows have {windows.frames}: use 1..{windows.frames}"
+            )
         self.module = _as_module(policy)
         self.module.eval()  # no dropout: old and new log-probabilities must agree
         self.step = 0

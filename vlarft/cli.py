@@ -151,7 +151,7 @@ def rft(
     )
     from vlarft.report.environment import write_environment
     from vlarft.rft.config import RFTConfig
-    from vlarft.rft.trainer import run_rft
+    from vlarft.rft.run import run_rft
 
     console, clock = _console(json_file), Stopwatch()
     wanted = load_config(RFTConfig, config, settings or [])

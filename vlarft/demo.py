@@ -17,12 +17,13 @@ from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import CheckpointError, DataError
 from vlarft.eval.world_model import WorldModelReport, evaluate_world_model
 from vlarft.models.flow_policy import FlowPolicy
+from vlarft.models.folder import write_json
 from vlarft.report.build import write_report
 from vlarft.report.environment import write_environment
 from vlarft.report.scenes import imagine_scenes, save_scenes
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import make_sampling, spread_windows
-from vlarft.rft.trainer import run_experiment, write_json
+from vlarft.rft.experiment import run_experiment
 from vlarft.train.commands import Pretraining, train_policy, train_tokenizer, train_world_model
 
 ASSETS = Path(__file__).parent / "assets"

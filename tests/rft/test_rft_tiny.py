@@ -19,7 +19,8 @@ from vlarft.models.flow_policy import FlowPolicy, build_policy
 from vlarft.models.presets import build_world
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.metrics import read_metrics
-from vlarft.rft.trainer import RunResult, Trainer, run_rft
+from vlarft.rft.run import RunResult, run_rft
+from vlarft.rft.trainer import Trainer
 
 T = 8
 SETTINGS = (

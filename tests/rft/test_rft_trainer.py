@@ -17,8 +17,10 @@ from vlarft.checkpoint import latest_checkpoint
 from vlarft.config import load_config
 from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.rft.config import RFTConfig
+from vlarft.rft.experiment import run_experiment
 from vlarft.rft.metrics import MetricsFile, flat_numbers, open_sinks, read_metrics
-from vlarft.rft.trainer import Trainer, run_experiment, run_rft
+from vlarft.rft.run import run_rft
+from vlarft.rft.trainer import Trainer
 
 SETTINGS = (
     "steps=6", "scenes=4", "rollouts=6", "checkpoint_interval=2", "reward.metric=lpips-alex",

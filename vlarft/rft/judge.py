@@ -1,0 +1,95 @@
+"""What a batch of action chunks is worth: distances to the expert, scenes encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlarft.data.windows import WindowBatch
+from vlarft.engine import RolloutEngine, Scenes
+from vlarft.rft.config import RFTConfig
+from vlarft.rft.evaluation import make_sampling
+from vlarft.rft.rewards import action_distance, rollout_distance
+
+
+class SceneCache:
+    """Tokens of the windows' first frames, encoded once per window.
+
+    Frames are encoded one at a time, so that a window's tokens do not depend on which windows it
+    shares a step with, and a resumed run, whose cache is empty, sees the same tokens.
+    """
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine = engine
+        self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def scenes(self, windows: Sequence[int], frames: Tensor) -> Scenes:
+        """Scenes with keys 0..P-1.
+
+        Args:
+            windows: P window numbers.
+            frames: uint8 [P, H, W, 3], their first frames.
+        """
+        for row, window in enumerate(windows):
+            if window not in self._tokens:
+                scene = self._engine.encode(frames[row : row + 1])
+                self._tokens[window] = (scene.context.cpu(), scene.first.cpu())
+        context, first = (
+            torch.cat(part) for part in zip(*(self._tokens[w] for w in windows), strict=True)
+        )
+        return self._engine.scenes_from_tokens(context, first)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Distances of one batch of rollouts.
+
+    Attributes:
+        distance: float32 [P, N] on the CPU; the reward is its negative.
+        l1, perceptual: means over everything, or None when nothing was imagined.
+    """
+
+    distance: Tensor
+    l1: float | None
+    perceptual: float | None
+
+
+def judge(
+    engine: RolloutEngine,
+    scenes: Scenes | None,
+    actions: Tensor,
+    batch: WindowBatch,
+    config: RFTConfig,
+    *,
+    seeds: list[int],
+    scale: Tensor,
+) -> Outcome:
+    """Distances of action chunks to the expert, as `config.reward.kind` means it.
+
+    Args:
+        engine: the world model.
+        scenes: the P start states; None with kind "actions".
+        actions: float32 [P, N, T, A], raw units.
+        batch: the P windows, for the expert's actions or recorded frames.
+        config: reward and sampling.
+        seeds: of the world model's noise, one a draw.
+        scale: float32 [A] for kind "actions".
+    """
+    expert = batch.actions.to(actions.device)
+    if config.reward.kind == "actions" or scenes is None:
+        distance = action_distance(actions, expert[:, None], scale.to(actions.device))
+        return Outcome(distance.cpu(), None, None)
+    sampling = make_sampling(config.sampling)
+    chosen = config.reward.frames
+    times = None if chosen is None else [number - 1 for number in chosen]
+    if config.reward.kind == "imagined":
+        result = engine.rollout(scenes, actions, expert, sampling, seeds=seeds, times=times)
+    else:
+        recorded = batch.frames[:, 1:].permute(0, 1, 4, 2, 3).float() / 255
+        result = engine.rollout(
+            scenes, actions, None, sampling, reference=recorded, seeds=seeds, times=times
+        )
+    l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
+    distance = rollout_distance(l1, perceptual, config.reward)
+    return Outcome(distance, float(l1.mean()), float(perceptual.mean()))

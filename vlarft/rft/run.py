@@ -1,0 +1,218 @@
+"""One run: steps, evaluations, checkpoints, a clean stop, and its summary."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlarft.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from vlarft.config import dump_config
+from vlarft.data.windows import Windows
+from vlarft.engine import RolloutEngine
+from vlarft.errors import ConfigError, DataError
+from vlarft.models.folder import write_json
+from vlarft.rft.config import RFTConfig
+from vlarft.rft.evaluation import Evaluation, evaluate_policy, spread_windows
+from vlarft.rft.metrics import Metrics, MetricsFile, StepProgress, flat_numbers, open_sinks
+from vlarft.rft.policy import TrainablePolicy
+from vlarft.rft.summary import before_after
+from vlarft.rft.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What `run_rft` leaves in memory; the files are in the run folder.
+
+    Attributes:
+        before: evaluation of the policy at step 0.
+        after: evaluation after the last step.
+        seconds: time spent in steps and evaluations, over all sessions of the run.
+        summary: content of `summary.json`.
+    """
+
+    before: Evaluation
+    after: Evaluation
+    seconds: float
+    summary: dict[str, Any]
+
+
+def run_rft(
+    engine: RolloutEngine,
+    policy: TrainablePolicy,
+    training: Windows,
+    validation: Windows,
+    run: Path,
+    config: RFTConfig,
+    *,
+    title: str = "rft",
+) -> RunResult:
+    """Fine-tune `policy` in place; continue from the newest checkpoint in `run` when there is one.
+
+    Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt; a second one stops
+    at once.
+
+    Args:
+        engine: the world model.
+        policy: starting point, changed in place.
+        training: windows that steps draw from.
+        validation: windows of other episodes, for `evaluate_policy` only.
+        run: run folder, made when missing.
+        config: the run; must be the checkpoint's when resuming.
+        title: name in progress lines.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: one line each, before work starts.
+        KeyboardInterrupt: after a clean stop.
+    """
+    _check_apart(training, validation)
+    _check_metric(engine, config)
+    trainer = Trainer(engine, policy, training, config)
+    indices = spread_windows(len(validation), config.evaluation.windows)
+
+    def evaluate() -> Evaluation:
+        return evaluate_policy(
+            engine,
+            policy,
+            validation,
+            indices,
+            evaluation=config.evaluation,
+            reward=config.reward,
+            sampling=config.sampling,
+        )
+
+    run.mkdir(parents=True, exist_ok=True)
+    resumed = latest_checkpoint(run)
+    state = load_checkpoint(resumed) if resumed else None
+    if state is not None and resumed is not None:
+        trainer.restore(state, resumed)
+    dump_config(config, run / "config.yaml")
+    sinks = open_sinks(config.sinks, run, config.model_dump(mode="json"))
+    file = MetricsFile(run / "metrics.jsonl", state["metrics_offset"] if state else 0)
+    earlier, started = (state["seconds"] if state else 0.0), time.perf_counter()
+
+    def write(metrics: Metrics) -> None:
+        file.write(metrics)
+        for sink in sinks:
+            sink.write(metrics["step"], flat_numbers(metrics))
+
+    def save() -> None:
+        seconds = earlier + time.perf_counter() - started
+        save_checkpoint(
+            run,
+            trainer.step,
+            {
+                **trainer.state(),
+                "metrics_offset": file.sync(),
+                "before": before.to_state(),
+                "after": after.to_state(),
+                "after_step": after_step,
+                "seconds": seconds,
+            },
+        )
+
+    try:
+        if state is None:
+            before = after = evaluate()
+            after_step = 0
+            trainer.noise_floor = trainer.measure_noise_floor()
+            write({"step": 0, "noise_floor": trainer.noise_floor, **before.means()})
+            save()
+        else:
+            before, after = Evaluation(**state["before"]), Evaluation(**state["after"])
+            after_step = state["after_step"]
+        with StepProgress(title, config.steps, trainer.step) as progress, _stop_request() as stop:
+            while trainer.step < config.steps:
+                metrics = trainer.run_step()
+                last = trainer.step == config.steps
+                if last or _due(trainer.step, config.evaluation.interval):
+                    after, after_step = evaluate(), trainer.step
+                    metrics |= after.means()
+                write(metrics)
+                progress.step(trainer.step, _note(metrics))
+                if last or stop.is_set() or trainer.step % config.checkpoint_interval == 0:
+                    save()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+        if after_step != trainer.step:
+            after = evaluate()  # the run was shortened to a step that had no evaluation
+        seconds = earlier + time.perf_counter() - started
+    finally:
+        file.close()
+        for sink in sinks:
+            sink.close()
+    policy.save_pretrained(run / "policy")
+    summary = {
+        "kind": "rft",
+        "steps": config.steps,
+        "seed": config.seed,
+        "control": config.control,
+        "metric": config.reward.metric,
+        "windows": len(indices),
+        "episodes": len(set(before.episode.tolist())),
+        "noise_floor": trainer.noise_floor,
+        **before_after([before], [after]),
+        "seconds": seconds,
+    }
+    write_json(run / "summary.json", summary)
+    return RunResult(before, after, seconds, summary)
+
+
+def _check_apart(training: Windows, validation: Windows) -> None:
+    common = {(str(e.file), e.name) for e in training.episodes} & {
+        (str(e.file), e.name) for e in validation.episodes
+    }
+    if common:
+        file, name = sorted(common)[0]
+        raise DataError(f"{file}: episode {name} is in training and validation; split by episode")
+    if training.frames != validation.frames:
+        raise DataError(
+            f"training windows have {training.frames} frames, validation windows "
+            f"{validation.frames}; use one length"
+        )
+
+
+def _check_metric(engine: RolloutEngine, config: RFTConfig) -> None:
+    if engine.metric != config.reward.metric:
+        raise ConfigError(
+            f"reward.metric = {config.reward.metric}, but the engine compares with "
+            f"{engine.metric}; load the engine with metric='{config.reward.metric}'"
+        )
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _note(metrics: Metrics) -> str:
+    parts = [f"distance {metrics['distance']:.4f}"]
+    if "ratio_max" in metrics:
+        parts.append(f"sigma {metrics['sigma_mean']:.3f}")
+    if metrics["skipped_groups"]:
+        parts.append(f"skipped {metrics['skipped_groups']}")
+    if "validation_distance" in metrics:
+        parts.append(f"validation {metrics['validation_distance']:.4f}")
+    return "  ".join([*parts, f"{metrics['trajectories_per_second']:.1f} trajectories/s"])
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one raises KeyboardInterrupt at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may install handlers; the caller's one stays
+        return
+
+    def on_interrupt(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, previous)
+
+    previous = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -133,12 +133,12 @@ def _prepare(
     stage: Stage, names: Sequence[str], context: Context, say: Say
 ) -> tuple[dict[str, Prepared], dict[str, BaselineResult]]:
     prepared, skipped = {}, {}
-    for name in names:
-        if name not in stage.baselines:
+    for name, baseline in stage.baselines.items():
+        if name not in names:
             continue
         start = time.perf_counter()
         try:
-            prepared[name] = stage.baselines[name].build(context)
+            prepared[name] = baseline.build(context)
         except Skip as reason:
             skipped[name] = BaselineResult(skipped=str(reason))
             say(f"  {name}: left out, {reason}")

@@ -44,8 +44,9 @@ class Inputs:
     shape: tuple[int, int]
 
 
+@torch.inference_mode()
 def inputs(context: Context) -> Inputs:
-    """The case's ids and noise."""
+    """The case's ids and noise, as inference tensors: compiled code tells them from others."""
     material = context.material
     world, case, sampling = material.world, material.case, material.sampling
     prompt = world.prompt_ids(material.context, material.first)
@@ -64,7 +65,7 @@ def inputs(context: Context) -> Inputs:
         prompt=prompt.repeat_interleave(case.rollouts, dim=0),
         actions=world.action_ids(material.actions).flatten(0, 1).transpose(0, 1).contiguous(),
         noise=noise,
-        tokens=context.output.flatten(0, 1),
+        tokens=context.output.flatten(0, 1).clone(),
         shape=(case.scenes, case.rollouts),
     )
 

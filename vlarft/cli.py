@@ -28,7 +28,7 @@ _SUBCOMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """Imports the modules of `bench`, `data` and `train` only when one of their commands is called."""
+    """Imports the modules of `bench`, `data` and `train` only when called for."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Replace a placeholder by the real group."""

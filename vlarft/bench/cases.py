@@ -20,7 +20,7 @@ FRAMES = 8  # T unless the name says otherwise
 _PATTERN = re.compile(r"(tiny|small|paper)-([1-9]\d*)x([1-9]\d*)(?:-t([1-8]))?")
 _METRIC_NETS = {"tiny": "alex", "small": "alex", "paper": "vgg"}
 
-# What `vlarft bench run --case list` prints; every other P x N x T of the pattern runs as well.
+# The sizes that are measured as a rule; every other P x N x T of the pattern runs as well.
 NAMED = (
     "tiny",
     *(f"small-1x{n}" for n in (4, 8, 16, 32, 64)),  # N sweep
@@ -91,8 +91,8 @@ def find_case(name: str) -> Case:
     match = _PATTERN.fullmatch(name)
     if match is None:
         raise ConfigError(
-            f"unknown case '{name}'{near(name, NAMED)}; allowed: tiny, or small-PxN, paper-PxN with "
-            "P scenes and N rollouts, such as small-4x16, and -tT for T of 1 to 8 frames"
+            f"unknown case '{name}'{near(name, NAMED)}; allowed: tiny, or small-PxN, paper-PxN "
+            "with P scenes and N rollouts, such as small-4x16, and -tT for T of 1 to 8 frames"
         )
     preset, scenes, rollouts = match[1], int(match[2]), int(match[3])
     if scenes > MOST_SCENES or rollouts > MOST_ROLLOUTS:

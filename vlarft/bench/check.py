@@ -72,9 +72,7 @@ def same_tokens(context: Context, output: Any) -> Verdict:
     )
 
 
-def _both_allowed(
-    context: Context, place: tuple[int, ...], candidates: tuple[int, int]
-) -> bool:
+def _both_allowed(context: Context, place: tuple[int, ...], candidates: tuple[int, int]) -> bool:
     """Whether rounding explains that two ids were drawn at (scene, rollout, frame, position)."""
     given, dtype = context.material, context.options.dtype
     world, sampling = given.world, given.sampling

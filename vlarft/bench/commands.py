@@ -278,4 +278,3 @@ def _print_limits(console: Console, measured: Sequence[Limits]) -> None:
     ):
         table.add_row(text, *(f"{limits.to_dict()[key]:.1f}" for limits in measured))
     console.print(table)
-

@@ -157,7 +157,9 @@ def prefill_work(t: Transformer, scenes: int) -> list[Work]:
     return [Work("prefill", flops, moved)]
 
 
-def _pass(t: Transformer, scenes: int, rollouts: int, before: int, width: int) -> tuple[float, float]:
+def _pass(
+    t: Transformer, scenes: int, rollouts: int, before: int, width: int
+) -> tuple[float, float]:
     """Operations and bytes of a pass of `width` tokens a row after `before` suffix tokens.
 
     Weights are read once a pass, a prompt's cache once a group, a row's own once.
@@ -165,9 +167,7 @@ def _pass(t: Transformer, scenes: int, rollouts: int, before: int, width: int) -
     rows, after = scenes * rollouts, before + width
     seen = width * (t.prompt + before) + width * (width + 1) / 2  # causal inside the chunk
     flops = rows * (
-        2.0 * width * t.block_weights
-        + t.attention_flops(seen, t.layers)
-        + 2.0 * t.head_weights
+        2.0 * width * t.block_weights + t.attention_flops(seen, t.layers) + 2.0 * t.head_weights
     )
     cache = (scenes * t.prompt + rows * after) * t.key_value_elements
     moved = (t.block_weights + t.head_weights + rows * width * t.hidden + cache) * t.element
@@ -175,8 +175,11 @@ def _pass(t: Transformer, scenes: int, rollouts: int, before: int, width: int) -
 
 
 def generate_work(t: Transformer, scenes: int, rollouts: int, frames: int) -> list[Work]:
-    """Token generation, pass by pass: at each frame border a chunk of the last token and A actions
-    (A at the first), then K - 1 passes of one token a row."""
+    """Token generation, pass by pass.
+
+    At each frame border a chunk of the last token and A actions (A at the first), then K - 1 passes
+    of one token a row.
+    """
     work: list[Work] = []
     length = 0
     for frame in range(frames):

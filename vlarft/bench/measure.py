@@ -115,7 +115,7 @@ class Baseline:
     meaning: str
 
 
-class Skip(Exception):  # noqa: N818 - a reason, not an error
+class Skip(Exception):
     """A baseline cannot run here; the message says why and stands in the result."""
 
 

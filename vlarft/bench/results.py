@@ -198,7 +198,9 @@ def _warnings(x: Result, y: Result) -> list[str]:
     old, new = x.machine.get("packages", {}), y.machine.get("packages", {})
     if old.get("torch") != new.get("torch"):
         found.append(f"other torch ({old.get('torch')}, {new.get('torch')})")
-    found += [f"{name} was measured on a busy machine" for name, r in (("A", x), ("B", y)) if r.disturbed]
+    found += [
+        f"{name} was measured on a busy machine" for name, r in (("A", x), ("B", y)) if r.disturbed
+    ]
     return found
 
 

@@ -58,9 +58,7 @@ def _codes(tokenizer: Tokenizer, pixels: Tensor) -> None:
     tokenizer.encode_frames(features, pixels[:, 1:])
 
 
-def _decode(
-    material: Material, dtype: torch.dtype, members: int | None = None
-) -> list[Work]:
+def _decode(material: Material, dtype: torch.dtype, members: int | None = None) -> list[Work]:
     case, world = material.case, material.world
     tokenizer = _meta(world.tokenizer, dtype)
     frames = case.scenes * (members or case.rollouts) * case.frames

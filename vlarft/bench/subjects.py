@@ -11,9 +11,7 @@ from vlarft.bench.measure import Options, Run, Subject, Timed
 from vlarft.engine import RolloutEngine
 
 
-def build_engine(
-    material: Material, options: Options, backend: str | None = None
-) -> RolloutEngine:
+def build_engine(material: Material, options: Options, backend: str | None = None) -> RolloutEngine:
     """An engine for a case.
 
     Raises:

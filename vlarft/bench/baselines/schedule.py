@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 PASSES = 12  # of one token that are sampled in each of the first, middle and last frame
 
@@ -64,7 +65,7 @@ def interpolate(known: Mapping[int, float], x: int) -> float:
     points = sorted(known)
     if x <= points[0]:
         return known[points[0]]
-    for low, high in zip(points, points[1:], strict=False):
+    for low, high in pairwise(points):
         if x <= high:
             share = (x - low) / (high - low)
             return known[low] + share * (known[high] - known[low])

@@ -41,7 +41,7 @@ class StaticLoop(TokenLoop):
         return self._as_long(0)
 
     def at(self, store: KeyValueStore, length: int) -> Any:
-        """The store is copied once; each sampled pass rewrites its own position with equal values."""
+        """The store is copied once; a sampled pass rewrites its own position with equal values."""
         if self.filled is not store:
             for layer, keys, values in zip(
                 self.cache.layers, store.keys, store.values, strict=True
@@ -74,7 +74,7 @@ class StaticLoop(TokenLoop):
                 for length in (self.schedule.prompt, self.schedule.prompt + 1):
                     self.forward(self.given.tokens[:, 0, :1], self._as_long(length))
             reason = ""
-        except Exception as error:  # noqa: BLE001 - any failure of any compiler
+        except Exception as error:
             self.single = self.model
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return time.perf_counter() - start, reason

@@ -1,4 +1,4 @@
-"""Seconds of each engine stage under pytest-benchmark: `pytest benchmarks`. Thin, over vlarft.bench.
+"""Seconds of each engine stage under pytest-benchmark: `pytest benchmarks`.
 
 Baselines, limits and interleaved rounds: `vlarft bench run`, docs/bench.md.
 """

@@ -35,10 +35,9 @@ def run(machine, seconds, rounds=None):
 def test_subjects_take_turns_with_a_probe_around_each():
     machine = Machine()
     found = run(machine, {"a": 2.0, "engine": 1.0, "b": 3.0}, rounds=2)
-    assert machine.log == (
-        ["probe", "engine", "probe", "a", "probe", "b", "probe"]
-        + ["probe", "engine", "probe", "b", "probe", "a", "probe"]
-    )
+    first = ["probe", "engine", "probe", "a", "probe", "b", "probe"]
+    second = ["probe", "engine", "probe", "b", "probe", "a", "probe"]
+    assert machine.log == [*first, *second]
     assert found.ratios("a", "engine") == [2.0, 2.0]
     assert (found.dropped, found.disturbed) == (0, False)
 

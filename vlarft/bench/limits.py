@@ -70,6 +70,7 @@ class Meter:
 
     def __init__(self, threads: int | None = None, buffer_bytes: int | None = None) -> None:
         self.threads = threads or torch.get_num_threads()
+        self._known: dict[int, Limits] = {}
         wanted = max(_LEAST_BUFFER, _CACHE_TIMES * last_cache_bytes())
         spare = free_memory(torch.device("cpu")) // _FREE_SHARE
         self.buffer = torch.full((buffer_bytes or min(wanted, spare),), 1, dtype=torch.uint8)
@@ -83,8 +84,13 @@ class Meter:
         }
 
     def limits(self, threads: int | None = None) -> Limits:
-        """Every rate, in a few seconds."""
+        """Every rate, in a few seconds; measured once, later calls return what was found."""
         count = threads or self.threads
+        if count not in self._known:
+            self._known[count] = self._measure(count)
+        return self._known[count]
+
+    def _measure(self, count: int) -> Limits:
         with _torch_threads(count):
             return Limits(
                 threads=count,

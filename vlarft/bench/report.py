@@ -196,8 +196,8 @@ def report_data(results: Sequence[Result], command: str) -> ReportData:
             Figure(
                 "Roofline",
                 roofline(results),
-                "Operations a second against operations a byte, over whole stages; the roof "
-                "is what the runs measured. Passes differ in intensity: a stage's floor lies below it.",
+                "Operations a second against operations a byte, over whole stages; the roof is "
+                "what the runs measured. Passes differ in intensity, so a floor lies below it.",
             )
         ],
         tables=[summary_table(results), details_table(results), limits_table(results)],

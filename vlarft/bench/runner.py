@@ -98,7 +98,7 @@ def measure(request: Request, meter: Meter, say: Say) -> Result:
         dtype=str(options.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         seed=request.seed,
-        seconds=Seconds(**seconds),  # type: ignore[arg-type]
+        seconds=Seconds(**seconds),
         parts=_parts(runs[_ENGINE], rounds),
         limit_seconds=floor,
         share_of_limit=floor / seconds["median"],

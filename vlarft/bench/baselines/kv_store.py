@@ -1,6 +1,7 @@
 """Keys and values of a whole rollout, from which a cache of any length is cut."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class KeyValueStore:
         with torch.inference_mode():
             for number, ids in enumerate(scenes):
                 first = DynamicCache(config=model.config)
+                shared: Any
+                own: Any
                 model.model(input_ids=ids[None], past_key_values=first, use_cache=True)
                 members = (scene == number).nonzero()[:, 0]
                 for rows in members.split(_ROWS_AT_ONCE):
@@ -70,9 +73,8 @@ class KeyValueStore:
                             shared.values.expand(len(rows), -1, -1, -1),
                         )
                     model.model(input_ids=suffix[rows], past_key_values=cache, use_cache=True)
-                    for i in layers:
-                        keys[i][rows] = cache.layers[i].keys
-                        values[i][rows] = cache.layers[i].values
+                    for i, own in enumerate(cache.layers):
+                        keys[i][rows], values[i][rows] = own.keys, own.values
         return KeyValueStore(keys, values)
 
 

@@ -110,7 +110,8 @@ class TokenLoop(ABC):
     def forward(self, ids: Tensor, cache: Any) -> Tensor:
         """One pass: logits of the frame codes after the last of ids [R,W], float32 [R,C]."""
         out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1, : self.codes].float()
+        logits: Tensor = out.logits[:, -1, : self.codes].float()
+        return logits
 
     def opening(self, frame: int, tokens: Tensor) -> tuple[Tensor, bool]:
         """Ids of a frame's first pass [R,W], and whether it starts from an empty cache.
@@ -239,11 +240,11 @@ class TokenLoop(ABC):
 def model_in(context: Context) -> LlamaForCausalLM:
     """The case's transformer in the dtype that is measured, in evaluation mode."""
 
-    def make() -> LlamaForCausalLM:
-        own = context.material.world.transformer
+    def make() -> Any:
+        own: Any = context.material.world.transformer
         if context.options.dtype == torch.float32:
             return own.eval()
-        model = LlamaForCausalLM(own.config)
+        model: Any = LlamaForCausalLM(own.config)
         model.load_state_dict(own.state_dict())
         model = model.to(context.options.dtype).eval()
         # `to` rounds the rotary frequencies as well, which loading in a dtype does not.

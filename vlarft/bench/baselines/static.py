@@ -42,6 +42,7 @@ class StaticLoop(TokenLoop):
 
     def at(self, store: KeyValueStore, length: int) -> Any:
         """The store is copied once; a sampled pass rewrites its own position with equal values."""
+        layer: Any
         if self.filled is not store:
             for layer, keys, values in zip(
                 self.cache.layers, store.keys, store.values, strict=True
@@ -57,9 +58,11 @@ class StaticLoop(TokenLoop):
             cache = StaticCache(config=self.model.config, max_cache_len=self.schedule.total)
         model = self.single if ids.shape[1] == 1 else self.model
         out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1, : self.codes].float()
+        logits: Tensor = out.logits[:, -1, : self.codes].float()
+        return logits
 
     def _as_long(self, length: int) -> StaticCache:
+        layer: Any
         for layer in self.cache.layers:
             layer.cumulative_length.fill_(length)
         return self.cache

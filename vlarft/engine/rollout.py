@@ -214,6 +214,11 @@ class RolloutEngine:
         context, first = (t.to(self.device, torch.int64, copy=True) for t in (context, first))
         return Scenes(context, first, scene_keys(keys, len(context), self.device))
 
+    def prefill(self, scenes: Scenes) -> None:
+        """Compute the scenes' prompts now instead of at their first `imagine`; they are kept."""
+        with torch.inference_mode():
+            self._prefix(scenes)
+
     def imagine(
         self,
         scenes: Scenes,

@@ -59,17 +59,6 @@ bool Driver::guess_from(Source source, const Member& m, int64_t ahead, Sampler& 
                         int32_t* guessed) const {
   const int64_t position = m.position + ahead;
   switch (source) {
-    case kFront: {
-      const Member* first = nullptr;
-      for (int64_t i = 0; i < request_.rows_a_scene; ++i) {
-        const Member& o = group_[static_cast<size_t>(m.scene * request_.rows_a_scene + i)];
-        if (!o.past(m.frame, position)) continue;
-        if (first == nullptr || o.past(first->frame, first->position)) first = &o;
-      }
-      if (first == nullptr) return false;
-      *guessed = token(first->index, m.frame, position);
-      return true;
-    }
     case kJacobi:
       if (ahead >= static_cast<int64_t>(m.leftover.size())) return false;
       *guessed = m.leftover[static_cast<size_t>(ahead)];
@@ -78,10 +67,6 @@ bool Driver::guess_from(Source source, const Member& m, int64_t ahead, Sampler& 
       if (m.frame == 0) return false;
       *guessed = sampler.sample(past_logits(m, position), request_.sampling,
                                 address(m, m.frame, position));
-      return true;
-    case kPrevious:
-      if (m.frame == 0) return false;
-      *guessed = token(m.index, m.frame - 1, position);
       return true;
   }
   return false;

@@ -18,13 +18,11 @@ namespace vlarft::imagine {
 
 // Where a guess comes from.
 enum Source : int {
-  kFront,     // the token of a member of the group that is already past this place
-  kJacobi,    // this row's own sample at this place in the previous pass
-  kLogits,    // the previous frame's logits at this position, with the noise of this place
-  kPrevious,  // the previous frame's token at this position
+  kJacobi,  // this row's own sample at this place in the previous pass
+  kLogits,  // the previous frame's logits at this position, with the noise of this place
 };
-inline constexpr int kSources = 4;
-inline constexpr const char* kSourceNames[kSources] = {"front", "jacobi", "logits", "previous"};
+inline constexpr int kSources = 2;
+inline constexpr const char* kSourceNames[kSources] = {"jacobi", "logits"};
 
 struct Prompt {
   Cache cache;
@@ -87,7 +85,6 @@ class Driver {
     int64_t first_logit = 0;        // row of this pass's logits
     bool broken = false;            // logits that decided a kept token were not finite
     int64_t guesses() const { return static_cast<int64_t>(source.size()); }
-    bool past(int64_t f, int64_t p) const { return frame > f || (frame == f && position > p); }
   };
 
   void guess(Member& m, Sampler& sampler) const;

@@ -38,7 +38,7 @@ print(result.stats["peak_bytes"], result.stats["planned_bytes"], plan.bytes)
 """
 
 
-@pytest.mark.parametrize(("scenes", "rollouts"), [(2, 100)])
+@pytest.mark.parametrize(("scenes", "rollouts"), [(1, 100)])
 def test_peak_memory_is_within_a_tenth_of_the_plan(scenes, rollouts):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
@@ -52,5 +52,5 @@ def test_peak_memory_is_within_a_tenth_of_the_plan(scenes, rollouts):
     )
     assert ran.returncode == 0, ran.stderr
     peak, planned = map(int, ran.stdout.split("\n")[0].split())
-    assert peak > 500 << 20, "too small a case to tell"
+    assert peak > 300 << 20, "too small a case to tell"
     assert 0.9 < peak / planned < 1.1, ran.stdout

@@ -227,11 +227,11 @@ def test_tokens_never_depend_on_how_they_are_computed():
 
 
 def test_right_guesses_save_passes():
-    """Members with equal actions follow each other under shared noise once one is ahead."""
-    native = generator_of(llama(8, num_hidden_layers=1))
+    """Nearly flat logits: the noise of a place decides, whatever the frame before was."""
+    native = generator_of(llama(8, num_hidden_layers=1, initializer_range=0.02))
     prompt = random_ids(1, 10, seed=1)
     actions = random_ids(1, 1, 4, 3, seed=2).expand(1, 3, 4, 3)
-    settings = draw(1, 3, top_p=0.3)
+    settings = draw(1, 3, top_p=1.0)
     prompts = native.prefill(prompt)
     plain, stats = native.imagine(prompts, actions, 16, settings)
     assert stats["passes"] == 64
@@ -451,7 +451,6 @@ def test_ctrl_c_within_a_frame(width):
         ("attention_bias", True),
         ("mlp_bias", True),
         ("hidden_act", "gelu"),
-        ("head_dim", 7),
         ("sliding_window", 16),
         ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
     ],
@@ -462,6 +461,12 @@ def test_unsupported_models_are_refused_by_name(option, value):
     named = "rope_type" if option == "rope_parameters" else option
     with pytest.raises(UnsupportedModelError, match=named):
         generator_of(model)
+
+
+def test_odd_head_sizes_are_unsupported():
+    config = LlamaConfig()
+    vars(config)["head_dim"] = 7  # transformers' own check refuses it earlier
+    assert unsupported(config) == ["head_dim = 7 (supported: even)"]
 
 
 def test_wrong_arguments():

@@ -91,7 +91,7 @@ class Footprint:
             width * (self.resolution >> max(0, level - 1)) ** 2
             for level, width in enumerate(self.widths)
         )  # the upsampler of level i writes that level's width at the next finer size
-        return int(3.5 * widest * self.element) + 2 * self.scene_features
+        return int(4.6 * widest * self.element) + 2 * self.scene_features
 
     @property
     def encode_frame(self) -> int:

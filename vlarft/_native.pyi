@@ -136,5 +136,15 @@ class Imaginer:
         action_dim: int,
         frame_tokens: int,
         width: int,
+        keeps_logits: bool,
         threads: int,
     ) -> dict[str, int]: ...
+    def pass_seconds(self, tokens: int, *, threads: int) -> float:
+        """Seconds of one pass of `tokens` neighbouring tokens, the best of three."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept for the next call of the same shape, weights and prompts apart."""
+
+    def release(self) -> None:
+        """Free what is kept."""

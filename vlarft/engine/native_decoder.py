@@ -8,6 +8,7 @@ are applied inside the convolutions (csrc/decode). Attention, at the latent's si
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ from vlarft.models.autoencoder import (
     KeyValue,
     ResnetBlock,
     SelfAttention,
-    UpBlock,
 )
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 
@@ -64,10 +64,15 @@ class Canvas:
     """
 
     def __init__(self, workers: _native.Workers, elements: int, dtype: torch.dtype) -> None:
-        self.workers = workers
+        self.workers, self.elements = workers, elements
         self._free = [torch.empty(elements, dtype=dtype) for _ in range(3)]
         self.x = torch.empty(0)
         self._at = self._free.pop()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return 3 * self.elements * self._at.itemsize
 
     def begin(self, batch: int, size: int, width: int) -> Tensor:
         """Forget everything; the new current activation [B,size,size,width], to be filled."""
@@ -93,6 +98,14 @@ class Canvas:
         return buffer[: batch * size * size * width].view(batch, size, size, width)
 
 
+class _Layer(Protocol):
+    nbytes: int  # of its packed weights
+
+    def __call__(self, canvas: Canvas) -> None:
+        """Replace the current activation."""
+        ...
+
+
 class _Resnet:
     def __init__(self, block: ResnetBlock, dtype: torch.dtype) -> None:
         self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
@@ -100,6 +113,8 @@ class _Resnet:
         self.width = block.conv1.out_channels
         shortcut = block.conv_shortcut
         self.shortcut = None if shortcut is None else pack(shortcut, dtype)
+        packed = [c for c in (self.conv1, self.conv2, self.shortcut) if c is not None]
+        self.nbytes = sum(conv.weight_bytes for conv in packed)
 
     def __call__(self, canvas: Canvas) -> None:
         workers, size = canvas.workers, canvas.x.shape[1]
@@ -120,6 +135,7 @@ class _Resnet:
 class _Upsample:
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         self.conv, self.width = pack(conv, dtype, upsample=True), conv.out_channels
+        self.nbytes = self.conv.weight_bytes
 
     def __call__(self, canvas: Canvas) -> None:
         buffer, out = canvas.other(2 * canvas.x.shape[1], self.width)
@@ -135,6 +151,7 @@ class _SelfAttention:
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
         self.out_weight = block.to_out[0].weight.detach().to(dtype, copy=True)
         self.out_bias = block.to_out[0].bias.detach().to(dtype, copy=True)
+        self.nbytes = self.weight.nbytes + self.out_weight.nbytes
 
     def __call__(self, canvas: Canvas) -> None:
         x = canvas.x.flatten(1, 2)
@@ -190,7 +207,8 @@ class _FirstLayer:
         seen = seen.unflatten(2, (3, p)).unflatten(4, (3, p))  # D+1, C, 3, p, 3, p
         # The patch above a code's finds that code below itself: flip.
         matrix = seen.flip(2, 4).permute(2, 4, 0, 3, 5, 1).flatten(0, 2).flatten(1)
-        bias = conv.bias.expand(p * p, -1).flatten()  # type: ignore[union-attr]
+        assert conv.bias is not None
+        bias = conv.bias.expand(p * p, -1).flatten()
         return cls(matrix.float().contiguous(), _copy(bias), p)
 
     def __call__(self, codes: Tensor, out: Tensor) -> None:
@@ -223,20 +241,20 @@ class NativeDecoder:
         dtype: torch.dtype,
         features: Callable[[Tensor], DecoderFeatures],
     ) -> None:
-        decoder, self.dtype, self.decoder_features = tokenizer.cond_decoder, dtype, features
+        self.dtype, self.decoder_features = dtype, features
+        decoder: Any = tokenizer.cond_decoder  # entries of its ModuleLists are untyped
         self._codes = tokenizer.frame_fsq.codes
         self._latent, self._size = tokenizer.config.latent_size, tokenizer.config.resolution
         self._first, self._first_width = _FirstLayer.of(tokenizer), decoder.conv_in.out_channels
         mid = decoder.mid_block
-        self._middle: list[Callable[[Canvas], None]] = [_Resnet(mid.resnets[0], dtype)]
+        self._middle: list[_Layer] = [_Resnet(mid.resnets[0], dtype)]
         self._middle += [_SelfAttention(block, dtype) for block in mid.attentions]
         self._middle.append(_Resnet(mid.resnets[1], dtype))
         self._cross = _CrossAttention(decoder.cross_att_blocks[0], dtype)
-        self._upward: list[Callable[[Canvas], None]] = []
+        self._upward: list[_Layer] = []
         edge, width, self._elements = self._latent, self._first_width, 0
         for block in decoder.up_blocks:
             self._elements = max(self._elements, edge * edge * width)
-            assert isinstance(block, UpBlock)
             self._upward += [_Resnet(resnet, dtype) for resnet in block.resnets]
             width = block.resnets[0].conv1.out_channels
             if block.up:
@@ -245,6 +263,8 @@ class NativeDecoder:
                 edge *= 2
             self._elements = max(self._elements, edge * edge * width)
         self._norm, self._last = Norm(decoder.conv_norm_out), pack(decoder.conv_out, dtype)
+        self._weight_bytes = self._last.weight_bytes + self._first.matrix.nbytes
+        self._weight_bytes += sum(layer.nbytes for layer in (*self._middle, *self._upward))
         self._canvas: Canvas | None = None
 
     @property
@@ -252,9 +272,19 @@ class NativeDecoder:
         """Kernels that run: avx512_bf16, avx512, avx2 or portable."""
         return self._last.kernels
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights and of the buffers that are kept between calls."""
+        held = 0 if self._canvas is None else self._canvas.nbytes
+        return self._weight_bytes + held
+
+    def release(self) -> None:
+        """Drop threads and buffers; they are made again when needed."""
+        self._canvas = None
+
     def decode(self, features: DecoderFeatures, scene: Tensor, tokens: Tensor) -> Tensor:
         """Render frames; see `vlarft.reference.decode.decode`."""
-        chunk = self.chunk
+        chunk = min(self.chunk, len(tokens))
         out = torch.empty(len(tokens), 3, self._size, self._size)
         scenes = scene.tolist()
         for first in range(0, len(tokens), chunk):
@@ -268,7 +298,7 @@ class NativeDecoder:
         return max(1, _CHUNK_BYTES // (self._elements * self.dtype.itemsize))
 
     def _pixels(self, attended: KeyValue, scene: list[int], tokens: Tensor) -> Tensor:
-        canvas = self._ready()
+        canvas = self._ready(len(tokens))
         start = canvas.begin(len(tokens), self._latent, self._first_width)
         self._first(self._codes(tokens), start)
         for layer in self._middle:
@@ -278,17 +308,16 @@ class NativeDecoder:
             layer(canvas)
         scale, shift = self._norm(canvas.workers, canvas.x)
         pixels = torch.empty(len(tokens), self._size, self._size, 3)
-        self._last.run(
-            canvas.workers, canvas.x, pixels, scale=scale, shift=shift, before="silu"
-        )
+        self._last.run(canvas.workers, canvas.x, pixels, scale=scale, shift=shift, before="silu")
         return pixels.permute(0, 3, 1, 2)
 
-    def _ready(self) -> Canvas:
-        threads = torch.get_num_threads()
-        if self._canvas is None or self._canvas.workers.threads != threads:
-            elements = self.chunk * self._elements
-            self._canvas = Canvas(_native.Workers(threads), elements, self.dtype)
-        return self._canvas
+    def _ready(self, frames: int) -> Canvas:
+        threads, canvas = torch.get_num_threads(), self._canvas
+        elements = frames * self._elements
+        if canvas is None or canvas.workers.threads != threads or canvas.elements < elements:
+            self._canvas = None  # freed before the next one is allocated
+            self._canvas = canvas = Canvas(_native.Workers(threads), elements, self.dtype)
+        return canvas
 
 
 def _normed(norm: Norm, canvas: Canvas) -> Tensor:

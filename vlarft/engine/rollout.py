@@ -27,10 +27,11 @@ from vlarft.engine.compare import (
     compare_frames,
     load_metric,
 )
-from vlarft.engine.decode import decode_tokens, new_frames, scene_features
+from vlarft.engine.decode import Decoder, decode_tokens, new_frames, scene_features
 from vlarft.engine.encode import check_frames, encode_frames
 from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
 from vlarft.engine.native import Generator, Prompts
+from vlarft.engine.native_decoder import NativeDecoder
 from vlarft.engine.plan import Plan
 from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
@@ -136,11 +137,16 @@ class RolloutEngine:
                 world.transformer, world.frame_codes, longest, self.device, self.dtype
             )
         tokenizer = _own_tokenizer(world.tokenizer, self.device, torch.float32)
-        self._decoder = (
+        self._plain_decoder = (
             tokenizer
             if self.dtype == torch.float32
             else _own_tokenizer(world.tokenizer, self.device, self.dtype)
         )
+        self._decoder: Decoder = self._plain_decoder
+        if self.backend == "native":
+            self._decoder = NativeDecoder(
+                tokenizer, self.dtype, self._plain_decoder.decoder_features
+            )
         self.world = WorldModel(tokenizer, world.transformer, world.layout)
         self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
         self._filled: weakref.WeakSet[Scenes] = weakref.WeakSet()
@@ -411,6 +417,8 @@ class RolloutEngine:
         """Give cached memory back: suffix cache, metric, and what scenes hold."""
         self._suffix = None
         self._metric = None
+        if isinstance(self._decoder, NativeDecoder):
+            self._decoder.release()
         for scenes in list(self._filled):
             scenes.release()
         self._filled.clear()
@@ -568,7 +576,10 @@ class RolloutEngine:
     @property
     def _kernel_path(self) -> str:
         if isinstance(self._weights, Generator):
-            return f"native: {self._weights.kernels} kernels"
+            path = f"native: {self._weights.kernels} kernels"
+            if isinstance(self._decoder, NativeDecoder):
+                path += f", {self._decoder.kernels} convolutions in decode"
+            return path
         return "reference: plain PyTorch"
 
     def _held(self) -> int:
@@ -637,13 +648,13 @@ class RolloutEngine:
 
     def _footprint(self) -> planning.Footprint:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
-        held: list[Tensor] = list(self._decoder.parameters())
-        own = 0
+        held: list[Tensor] = list(self._plain_decoder.parameters())
+        own = self._decoder.nbytes if isinstance(self._decoder, NativeDecoder) else 0
         if isinstance(self._weights, Generator):
-            own = self._weights.nbytes
+            own += self._weights.nbytes
         else:
             held += self._weights.tensors
-        if self._decoder is not self.world.tokenizer:
+        if self._plain_decoder is not self.world.tokenizer:
             held += list(self.world.tokenizer.parameters())
         held += [p for p in self.world.transformer.parameters() if p.device == self.device]
         return planning.Footprint(

@@ -200,3 +200,49 @@ def group_norm(
     Raises:
         ShapeError, DtypeError, BackendError: wrong tensors, by name.
     """
+
+def l1(
+    workers: Workers,
+    a: _SupportsDLPack,
+    b: _SupportsDLPack,
+    first: _SupportsDLPack,
+    second: _SupportsDLPack,
+    out: _SupportsDLPack,
+) -> None:
+    """out[p] = mean |a[first[p]] - b[second[p]]|, exactly 0 when the two are equal.
+
+    Args:
+        workers: threads.
+        a: float32 [I,n].
+        b: float32 [J,n].
+        first: int64 [B], each in [0, I).
+        second: int64 [B], each in [0, J).
+        out: float32 [B], written.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: wrong tensors, by name.
+    """
+
+def perceptual(
+    workers: Workers,
+    a: _SupportsDLPack,
+    b: _SupportsDLPack,
+    weight: _SupportsDLPack,
+    first: _SupportsDLPack,
+    second: _SupportsDLPack,
+    out: _SupportsDLPack,
+) -> None:
+    """Add one level of LPIPS to `out`: mean over pixels of sum_c w_c (a / |a| - b / |b|)^2.
+
+    Args:
+        workers: threads.
+        a: feature maps float32 [I,pixels,C], not normalised.
+        b: feature maps float32 [J,pixels,C].
+        weight: float32 [C].
+        first: int64 [B], each in [0, I).
+        second: int64 [B], each in [0, J).
+        out: float32 [B], added to.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: wrong tensors, by name.
+    """

@@ -11,6 +11,7 @@ import torch
 from vlarft import _native
 from vlarft.engine import RolloutEngine
 from vlarft.engine.native_decoder import NativeDecoder
+from vlarft.engine.team import Team
 from vlarft.models.presets import build_tokenizer, build_world
 from vlarft.models.tokenizer import TokenizerConfig
 from vlarft.reference.decode import decode
@@ -62,7 +63,7 @@ def rendered(config, seed, dtype):
     plain = build_tokenizer(config, seed).to(dtype)
     plain.load_state_dict(tokenizer.state_dict())
     features = plain.decoder_features(context)
-    native = NativeDecoder(tokenizer, dtype, plain.decoder_features)
+    native = NativeDecoder(tokenizer, dtype, plain.decoder_features, Team())
     return truth, decode(plain, features, scene, tokens), native.decode(features, scene, tokens)
 
 
@@ -99,7 +100,7 @@ def test_frames_do_not_depend_on_batch_mates_or_threads():
     context = torch.randint(0, tokenizer.context_codes, (2, tokenizer.context_tokens), generator=g)
     tokens = torch.randint(0, tokenizer.frame_codes, (11, tokenizer.frame_tokens), generator=g)
     scene = torch.tensor([0] * 7 + [1] * 4)
-    decoder = NativeDecoder(tokenizer, torch.float32, tokenizer.decoder_features)
+    decoder = NativeDecoder(tokenizer, torch.float32, tokenizer.decoder_features, Team())
     features = decoder.decoder_features(context)
     assert decoder.chunk < 11
     whole = decoder.decode(features, scene, tokens)
@@ -137,6 +138,7 @@ def test_each_kernel_path_by_name(name):
     code = """
 import torch
 from vlarft.engine.native_decoder import NativeDecoder
+from vlarft.engine.team import Team
 from vlarft.models.presets import build_tokenizer
 from vlarft.reference.decode import decode
 tokenizer = build_tokenizer("tiny", 1)
@@ -144,7 +146,7 @@ with torch.inference_mode():
     features = tokenizer.decoder_features(torch.arange(64)[None] % 75)
     tokens = torch.arange(8).view(2, 4)
     scene = torch.zeros(2, dtype=torch.int64)
-    native = NativeDecoder(tokenizer, torch.float32, tokenizer.decoder_features)
+    native = NativeDecoder(tokenizer, torch.float32, tokenizer.decoder_features, Team())
     difference = native.decode(features, scene, tokens) - decode(tokenizer, features, scene, tokens)
 print(native.kernels, float(difference.abs().max()) < 1e-4)
 """

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlarft import _native
+from vlarft.engine.team import Team
 from vlarft.models.autoencoder import (
     CrossAttentionBlock,
     KeyValue,
@@ -60,11 +61,14 @@ class Canvas:
     """Three buffers that the activations of a chunk of frames take turns in.
 
     Attributes:
+        workers: threads, set before use.
         x: the current activation, [B,H,W,C].
     """
 
-    def __init__(self, workers: _native.Workers, elements: int, dtype: torch.dtype) -> None:
-        self.workers, self.elements = workers, elements
+    workers: _native.Workers
+
+    def __init__(self, elements: int, dtype: torch.dtype) -> None:
+        self.elements = elements
         self._free = [torch.empty(elements, dtype=dtype) for _ in range(3)]
         self.x = torch.empty(0)
         self._at = self._free.pop()
@@ -149,9 +153,10 @@ class _SelfAttention:
         layers = (block.to_q, block.to_k, block.to_v)
         self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
         self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
-        self.out_weight = block.to_out[0].weight.detach().to(dtype, copy=True)
-        self.out_bias = block.to_out[0].bias.detach().to(dtype, copy=True)
-        self.nbytes = self.weight.nbytes + self.out_weight.nbytes
+        out: Any = block.to_out[0]
+        self.out_weight = out.weight.detach().to(dtype, copy=True)
+        self.out_bias = out.bias.detach().to(dtype, copy=True)
+        self.nbytes: int = self.weight.nbytes + self.out_weight.nbytes
 
     def __call__(self, canvas: Canvas) -> None:
         x = canvas.x.flatten(1, 2)
@@ -229,6 +234,7 @@ class NativeDecoder:
         tokenizer: float32 weights.
         dtype: float32, or bfloat16 activations and weights with float32 sums and statistics.
         features: computes what depends on the scene only, in `dtype`.
+        team: threads.
 
     Raises:
         BackendError: the environment variable VLARFT_CPU names kernels that are unknown or cannot
@@ -240,6 +246,7 @@ class NativeDecoder:
         tokenizer: Tokenizer,
         dtype: torch.dtype,
         features: Callable[[Tensor], DecoderFeatures],
+        team: Team,
     ) -> None:
         self.dtype, self.decoder_features = dtype, features
         decoder: Any = tokenizer.cond_decoder  # entries of its ModuleLists are untyped
@@ -266,6 +273,7 @@ class NativeDecoder:
         self._weight_bytes = self._last.weight_bytes + self._first.matrix.nbytes
         self._weight_bytes += sum(layer.nbytes for layer in (*self._middle, *self._upward))
         self._canvas: Canvas | None = None
+        self._team = team
 
     @property
     def kernels(self) -> str:
@@ -279,7 +287,7 @@ class NativeDecoder:
         return self._weight_bytes + held
 
     def release(self) -> None:
-        """Drop threads and buffers; they are made again when needed."""
+        """Drop the buffers; they are made again when needed."""
         self._canvas = None
 
     def decode(self, features: DecoderFeatures, scene: Tensor, tokens: Tensor) -> Tensor:
@@ -312,11 +320,11 @@ class NativeDecoder:
         return pixels.permute(0, 3, 1, 2)
 
     def _ready(self, frames: int) -> Canvas:
-        threads, canvas = torch.get_num_threads(), self._canvas
-        elements = frames * self._elements
-        if canvas is None or canvas.workers.threads != threads or canvas.elements < elements:
+        canvas, elements = self._canvas, frames * self._elements
+        if canvas is None or canvas.elements < elements:
             self._canvas = None  # freed before the next one is allocated
-            self._canvas = canvas = Canvas(_native.Workers(threads), elements, self.dtype)
+            self._canvas = canvas = Canvas(elements, self.dtype)
+        canvas.workers = self._team.workers
         return canvas
 
 

@@ -21,6 +21,7 @@ from vlarft.engine import plan as planning
 from vlarft.engine.checks import check_shape, check_tokens
 from vlarft.engine.compare import (
     Distances,
+    Embedder,
     check_comparable,
     check_metric,
     check_reference,
@@ -38,6 +39,7 @@ from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
 from vlarft.engine.stats import Stopwatch
 from vlarft.engine.stream import Stream
+from vlarft.engine.team import Team
 from vlarft.errors import CheckpointError, ConfigError, ShapeError
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 from vlarft.models.world_model import WorldModel
@@ -125,7 +127,7 @@ class RolloutEngine:
             metric,
             None if metric_file is None else str(metric_file),
         )
-        self._metric: Metric | None = None
+        self._metric: Embedder | None = None
         self._limit = None if memory_limit is None else planning.parse_bytes(memory_limit)
         self._attention = causal_attention(attention, self.device, self.dtype)
         longest = world.sequence_length(world.layout.frames)
@@ -142,10 +144,11 @@ class RolloutEngine:
             if self.dtype == torch.float32
             else _own_tokenizer(world.tokenizer, self.device, self.dtype)
         )
+        self._team = Team()
         self._decoder: Decoder = self._plain_decoder
         if self.backend == "native":
             self._decoder = NativeDecoder(
-                tokenizer, self.dtype, self._plain_decoder.decoder_features
+                tokenizer, self.dtype, self._plain_decoder.decoder_features, self._team
             )
         self.world = WorldModel(tokenizer, world.transformer, world.layout)
         self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
@@ -419,6 +422,7 @@ class RolloutEngine:
         self._metric = None
         if isinstance(self._decoder, NativeDecoder):
             self._decoder.release()
+        self._team.release()
         for scenes in list(self._filled):
             scenes.release()
         self._filled.clear()
@@ -552,9 +556,10 @@ class RolloutEngine:
             self._suffix = (shape, Suffix(self._weights, scenes, members, positions))
         return self._suffix[1]
 
-    def _loaded_metric(self) -> Metric:
+    def _loaded_metric(self) -> Embedder:
         if self._metric is None:
-            self._metric = load_metric(self._metric_source, self._metric_file, self.device)
+            team = self._team if self.backend == "native" else None
+            self._metric = load_metric(self._metric_source, self._metric_file, self.device, team)
         return self._metric
 
     def _new_kept_frames(self, imagined: Imagined, wanted: bool) -> Tensor | None:
@@ -579,6 +584,8 @@ class RolloutEngine:
             path = f"native: {self._weights.kernels} kernels"
             if isinstance(self._decoder, NativeDecoder):
                 path += f", {self._decoder.kernels} convolutions in decode"
+            if isinstance(self._metric_source, str):
+                path += ", torch convolutions and native distances in compare"
             return path
         return "reference: plain PyTorch"
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vlarft.engine.compare import embed, pair_distances
+from vlarft.engine.compare import Embedder, embed, pair_distances
 from vlarft.engine.decode import Decoder, render
 from vlarft.engine.stats import Stopwatch
 from vlarft.models.tokenizer import DecoderFeatures
-from vlarft.reference.compare import Metric
 from vlarft.reference.decode import unique_frames
 
 
@@ -34,7 +33,7 @@ class Stream:
     def __init__(
         self,
         decoder: Decoder,
-        metric: Metric,
+        metric: Embedder,
         features: DecoderFeatures,
         tokens: Tensor,
         reference: Tensor | None,

@@ -4,6 +4,6 @@
 namespace vlarft::decode::avx2 {
 
 extern const Kernels kTable;
-const Kernels kTable = {"avx2", false, &pack, &multiply, &finish, &moments};
+const Kernels kTable = {"avx2", false, &pack, &multiply, &finish, &moments, &absolute, &directions};
 
 }  // namespace vlarft::decode::avx2

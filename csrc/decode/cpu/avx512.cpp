@@ -4,6 +4,7 @@
 namespace vlarft::decode::avx512 {
 
 extern const Kernels kTable;
-const Kernels kTable = {"avx512", false, &pack, &multiply, &finish, &moments};
+const Kernels kTable = {"avx512", false,    &pack,     &multiply,
+                        &finish,  &moments, &absolute, &directions};
 
 }  // namespace vlarft::decode::avx512

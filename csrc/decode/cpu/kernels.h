@@ -44,6 +44,15 @@ struct Kernels {
 
   // Mean and sum of squared deviations of every channel over some pixels.
   void (*moments)(const Pixels& x, int64_t pixels, int64_t channels, float* mean, float* deviation);
+
+  // Sum of |a - b|.
+  float (*absolute)(const float* a, const float* b, int64_t n);
+
+  // Sum over pixels and channels of weight * (a / (|a| + 1e-10) - b / (|b| + 1e-10))^2, |.| over
+  // the channels of a pixel. Two sweeps over a pixel: without the squares the difference would
+  // cancel.
+  float (*directions)(const float* a, const float* b, int64_t pixels, int64_t channels,
+                      const float* weight);
 };
 
 // The table that goes with the kernels of csrc/imagine: one choice (VLARFT_CPU) for both.

@@ -269,4 +269,37 @@ static inline void moments(const Pixels& x, int64_t pixels, int64_t channels, fl
   }
 }
 
+static inline float absolute(const float* a, const float* b, int64_t n) {
+  F16 sum{};
+  for (int64_t i = 0; i < n; i += 16) {
+    const F16 d = load_some(a, false, i, n - i) - load_some(b, false, i, n - i);
+    sum += d < 0.0F ? -d : d;
+  }
+  return simd::fold_sum(sum);
+}
+
+// 1 / (norm + 1e-10)
+VLARFT_INLINE float inverse_norm(const float* x, int64_t n) {
+  F16 squares{};
+  for (int64_t i = 0; i < n; i += 16) {
+    const F16 v = load_some(x, false, i, n - i);
+    squares += v * v;
+  }
+  return 1.0F / (__builtin_sqrtf(simd::fold_sum(squares)) + 1e-10F);
+}
+
+static inline float directions(const float* a, const float* b, int64_t pixels, int64_t channels,
+                               const float* weight) {
+  F16 sum{};
+  for (int64_t p = 0; p < pixels; ++p, a += channels, b += channels) {
+    const float na = inverse_norm(a, channels), nb = inverse_norm(b, channels);
+    for (int64_t i = 0; i < channels; i += 16) {
+      const int64_t left = channels - i;
+      const F16 d = load_some(a, false, i, left) * na - load_some(b, false, i, left) * nb;
+      sum += load_some(weight, false, i, left) * (d * d);
+    }
+  }
+  return simd::fold_sum(sum);
+}
+
 }  // namespace vlarft::decode::VLARFT_ISA

@@ -4,6 +4,7 @@
 namespace vlarft::decode::portable {
 
 extern const Kernels kTable;
-const Kernels kTable = {"portable", false, &pack, &multiply, &finish, &moments};
+const Kernels kTable = {"portable", false,    &pack,     &multiply,
+                        &finish,    &moments, &absolute, &directions};
 
 }  // namespace vlarft::decode::portable

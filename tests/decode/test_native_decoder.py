@@ -153,7 +153,7 @@ print(native.kernels, float(difference.abs().max()) < 1e-4)
     environment = {**os.environ, "VLARFT_CPU": name, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300,
         check=True,
     )  # fmt: skip
     ran = "avx512_bf16" if name == "amx" else name

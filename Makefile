@@ -20,8 +20,8 @@ demo-from-scratch: .venv/.runtime ## the same, pre-training every model first
 test: .venv/.dev native-test ## native and Python tests
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: .venv/.dev ## seconds of each engine stage (to keep them: ARGS=--benchmark-json=FILE)
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,min,rounds $(ARGS)
+bench: .venv/.dev ## token generation beside its baselines, into benchmarks/results/ (at most 10 minutes)
+	$(BIN)/vlarft bench run --case small-1x16 --stage imagine,rollout --json benchmarks/results/local.json $(ARGS)
 
 lint: .venv/.dev ## ruff, mypy, clang-format; changes nothing
 	$(BIN)/ruff check .

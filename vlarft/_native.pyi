@@ -50,6 +50,23 @@ def gumbel(addresses: _SupportsDLPack, out: _SupportsDLPack, seed: int, *, strea
         BackendError: read-only output, mixed devices, or no CUDA code in this build.
     """
 
+def read_seconds(data: _SupportsDLPack, threads: int) -> float:
+    """Seconds that `threads` threads take to read `data`, uint8 [bytes], once.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: data of another shape, type or device; threads < 1.
+    """
+
+def multiply_rate(dtype: str, threads: int, seconds: float) -> float:
+    """Multiply-adds from registers, operations a second, over about `seconds` seconds.
+
+    dtype "float32", or "bfloat16" (products of bfloat16, sums in float32): 0 where the processor
+    has no such instruction. A multiply-add counts as two operations.
+
+    Raises:
+        DtypeError, ShapeError: another dtype; threads < 1.
+    """
+
 def built_kernels() -> list[str]:
     """CPU kernels of this build, best first."""
 
@@ -119,8 +136,18 @@ class Imaginer:
         action_dim: int,
         frame_tokens: int,
         width: int,
+        keeps_logits: bool,
         threads: int,
     ) -> dict[str, int]: ...
+    def pass_seconds(self, tokens: int, *, threads: int) -> float:
+        """Seconds of one pass of `tokens` neighbouring tokens, the best of three."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept for the next call of the same shape, weights and prompts apart."""
+
+    def release(self) -> None:
+        """Free what is kept."""
 
 class Workers:
     """Threads of convolutions, with their scratch memory; one operation at a time."""

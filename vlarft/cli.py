@@ -20,11 +20,15 @@ from typer.core import TyperGroup
 from vlarft.errors import ConfigError, VlarftError
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer may carry its own copy of click
-_SUBCOMMANDS = {"data": "vlarft.data.commands", "train": "vlarft.train.commands"}
+_SUBCOMMANDS = {
+    "bench": "vlarft.bench.commands",
+    "data": "vlarft.data.commands",
+    "train": "vlarft.train.commands",
+}
 
 
 class LazyGroup(TyperGroup):
-    """Imports the modules of `data` and `train` only when one of their commands is called."""
+    """Imports the modules of `bench`, `data` and `train` only when called for."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Replace a placeholder by the real group."""
@@ -43,16 +47,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune robot policies inside a learned world model. Start with: vlarft demo",
 )
+bench_app = typer.Typer(help="Measure stages beside baselines and this machine's limits.")
 data_app = typer.Typer(help="LIBERO demonstrations: look, cut, draw, measure.")
 train_app = typer.Typer(help="Pre-train the tokenizer, the world model or the policy.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure: how good are imaginations?")
 weights_app = typer.Typer(no_args_is_help=True, help="Get pre-trained weights, checked by hash.")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 app.add_typer(weights_app, name="weights")
 
 
+@bench_app.callback()
 @data_app.callback()
 @train_app.callback()
 @eval_app.callback()

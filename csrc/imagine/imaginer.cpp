@@ -1,42 +1,18 @@
 #include "imagine/imaginer.h"
 
 #include <algorithm>
-#include <bit>
-#include <deque>
+#include <chrono>
 
 namespace vlarft::imagine {
 namespace {
 
 constexpr int64_t kPrefillTokens = 448;  // of one prefill pass: 4 attention blocks
+constexpr int kTimedPasses = 3;
 
-int64_t suffix_positions(int64_t frames, int64_t action_dim, int64_t frame_tokens) {
-  return frames * (action_dim + frame_tokens);
-}
-
-// One member: what it has sampled, what it must append next, what it guesses.
-struct Member {
-  int64_t scene, index;  // index among all rows
-  std::unique_ptr<Cache> cache;
-  int64_t length = 0;               // tokens in the cache that are final
-  int64_t frame = 0, position = 0;  // of the next token to sample
-  std::vector<int32_t> input;       // pending tokens, then guesses
-  int64_t pending = 0;
-  std::vector<int> source;        // of each guess
-  std::vector<int32_t> drawn;     // samples of this pass, one a logit row
-  std::vector<char> finite;       // whether the logits of each sample were
-  std::vector<int32_t> leftover;  // of the previous pass: samples beyond the first wrong guess
-  bool broken = false;            // logits that decided a kept token were not finite
-  int64_t guesses() const { return static_cast<int64_t>(source.size()); }
-};
-
-enum Source { kFront, kJacobi, kPrevious };
-
-bool all_finite(const float* x, int64_t n) {
-  uint32_t worst = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    worst = std::max(worst, std::bit_cast<uint32_t>(x[i]) & 0x7FFFFFFFU);
-  }
-  return worst < 0x7F800000U;
+int64_t past_logit_bytes(const Shape& shape, int64_t codes) {
+  return shape.keeps_logits
+             ? shape.rows() * shape.frame_tokens * codes * static_cast<int64_t>(sizeof(float))
+             : 0;
 }
 
 }  // namespace
@@ -52,6 +28,37 @@ ThreadPool& Imaginer::pool(int threads) {
   return *pool_;
 }
 
+// One workspace serves the prefill and the passes after it.
+Imaginer::WorkShape Imaginer::work_shape(const Shape& shape) const {
+  const int64_t prefill = std::min(shape.scenes * shape.prompt, kPrefillTokens);
+  const int64_t tokens = shape.rows() * (shape.action_dim + shape.width);
+  return {std::max(prefill, tokens), shape.rows() * shape.width, shape.threads};
+}
+
+void Imaginer::prepare(const Shape& shape) {
+  const ModelConfig& config = transformer_.config();
+  const WorkShape work = work_shape(shape);
+  const int64_t suffix = Cache::bytes(config, shape.suffix());
+  const int64_t logits = past_logit_bytes(shape, config.frame_codes);
+  const bool same_rows = static_cast<int64_t>(buffers_.suffixes.size()) == shape.rows() &&
+                         (shape.rows() == 0 || buffers_.suffixes.front().bytes() == suffix);
+  // What does not fit is freed before anything is taken.
+  if (work_ != work) buffers_.work.reset();
+  if (!same_rows) buffers_.suffixes.clear();
+  if (buffers_.logits.bytes() != logits) buffers_.logits = Buffer();
+  if (buffers_.work == nullptr) {
+    work_ = work;
+    buffers_.work = transformer_.workspace(work.tokens, work.logit_rows, work.threads);
+  }
+  while (static_cast<int64_t>(buffers_.suffixes.size()) < shape.rows()) {
+    buffers_.suffixes.emplace_back(config, shape.suffix());
+  }
+  if (buffers_.logits.bytes() != logits) buffers_.logits = Buffer(logits);
+  while (static_cast<int>(buffers_.samplers.size()) < shape.threads) {
+    buffers_.samplers.emplace_back(transformer_.kernels(), config.frame_codes);
+  }
+}
+
 std::vector<std::shared_ptr<Prompt>> Imaginer::prefill(const int32_t* ids, int64_t scenes,
                                                        int64_t length, int threads,
                                                        const Poll& poll) {
@@ -62,7 +69,12 @@ std::vector<std::shared_ptr<Prompt>> Imaginer::prefill(const int32_t* ids, int64
     prompts.push_back(std::make_shared<Prompt>(Prompt{Cache(config, length), length}));
   }
   const int64_t total = scenes * length;
-  const auto work = transformer_.workspace(std::min(total, kPrefillTokens), 0, threads);
+  const int64_t at_once = std::min(total, kPrefillTokens);
+  if (buffers_.work == nullptr || work_.tokens < at_once || work_.threads != threads) {
+    buffers_.work.reset();
+    work_ = {at_once, 0, threads};
+    buffers_.work = transformer_.workspace(at_once, 0, threads);
+  }
   for (int64_t done = 0; done < total;) {
     poll(0);
     std::vector<Row> rows;
@@ -78,166 +90,19 @@ std::vector<std::shared_ptr<Prompt>> Imaginer::prefill(const int32_t* ids, int64
       rows.push_back(row);
       done += count;
     }
-    transformer_.extend(rows, *work, pool(threads));
+    transformer_.extend(rows, *buffers_.work, pool(threads));
   }
   return prompts;
 }
 
 Stats Imaginer::imagine(const Request& request, int threads, const Poll& poll, int32_t* tokens) {
   const std::lock_guard lock(busy_);
-  const ModelConfig& config = transformer_.config();
-  const int64_t scenes = static_cast<int64_t>(request.prompts.size());
-  const int64_t members = request.rows_a_scene, count = scenes * members;
-  const int64_t frames = request.frames, frame_tokens = request.frame_tokens;
-  const int64_t action_dim = request.action_dim, width = request.width;
-  Stats stats;
-  if (count == 0) return stats;
-
-  std::vector<Member> group(static_cast<size_t>(count));
-  for (int64_t r = 0; r < count; ++r) {
-    Member& member = group[static_cast<size_t>(r)];
-    member.scene = r / members;
-    member.index = r;
-    member.cache =
-        std::make_unique<Cache>(config, suffix_positions(frames, action_dim, frame_tokens));
-  }
-  const auto action = [&](const Member& m, int64_t frame) {
-    return request.actions + (m.index * frames + frame) * action_dim;
-  };
-  const auto drawn_at = [&](int64_t index, int64_t frame, int64_t position) -> int32_t& {
-    return tokens[(index * frames + frame) * frame_tokens + position];
-  };
-  const auto work = transformer_.workspace(count * (action_dim + width), count * width, threads);
-  ThreadPool& team = pool(threads);
-  std::vector<Sampler> samplers;
-  for (int i = 0; i < threads; ++i) {
-    samplers.emplace_back(transformer_.kernels(), config.frame_codes);
-  }
-  for (Member& m : group) {
-    m.input.assign(action(m, 0), action(m, 0) + action_dim);
-    m.pending = action_dim;
-  }
-
-  const auto guess = [&](Member& m) {
-    m.source.clear();
-    const int64_t most = std::min(width - 1, frame_tokens - m.position - 1);
-    for (int64_t i = 0; i < most; ++i) {
-      const int64_t position = m.position + i;
-      int from = -1;
-      int32_t token = 0;
-      if (request.guesses.front) {
-        const Member* first = nullptr;
-        for (int64_t other = m.scene * members; other < (m.scene + 1) * members; ++other) {
-          const Member& o = group[static_cast<size_t>(other)];
-          const bool past = o.frame > m.frame || (o.frame == m.frame && o.position > position);
-          if (past && (first == nullptr || o.frame > first->frame ||
-                       (o.frame == first->frame && o.position > first->position))) {
-            first = &o;
-          }
-        }
-        if (first != nullptr) {
-          from = kFront;
-          token = drawn_at(first->index, m.frame, position);
-        }
-      }
-      if (from < 0 && request.guesses.jacobi && i < static_cast<int64_t>(m.leftover.size())) {
-        from = kJacobi;
-        token = m.leftover[static_cast<size_t>(i)];
-      }
-      if (from < 0 && request.guesses.previous && m.frame > 0) {
-        from = kPrevious;
-        token = drawn_at(m.index, m.frame - 1, position);
-      }
-      if (from < 0) break;
-      m.source.push_back(from);
-      m.input.push_back(token);
-    }
-  };
-
-  std::vector<Member*> active;
-  for (Member& m : group) active.push_back(&m);
-  std::vector<Row> rows;
-  std::vector<int64_t> first_logit;
-  while (!active.empty()) {
-    int64_t finished = frames;
-    for (const Member* m : active) finished = std::min(finished, m->frame);
-    poll(finished);
-    rows.clear();
-    first_logit.clear();
-    int64_t logit_rows = 0;
-    for (Member* m : active) {
-      if (width > 1) guess(*m);
-      const Prompt& prompt = *request.prompts[static_cast<size_t>(m->scene)];
-      Row row;
-      row.prefix = &prompt.cache;
-      row.prefix_length = prompt.length;
-      row.own = m->cache.get();
-      row.length = m->length;
-      row.tokens = m->input.data();
-      row.count = static_cast<int64_t>(m->input.size());
-      row.logits_from = m->pending - 1;
-      rows.push_back(row);
-      first_logit.push_back(logit_rows);
-      logit_rows += m->guesses() + 1;
-      stats.computed += row.count;
-    }
-    const float* logits = transformer_.extend(rows, *work, team);
-    team.run(static_cast<int64_t>(active.size()), [&](int64_t i, int thread) {
-      Member& m = *active[static_cast<size_t>(i)];
-      m.drawn.clear();
-      m.finite.clear();
-      for (int64_t j = 0; j <= m.guesses(); ++j) {
-        const NoiseAddress address{static_cast<uint32_t>(m.frame * frame_tokens + m.position + j),
-                                   request.members[m.index % members], request.keys[m.scene]};
-        const float* line =
-            logits + (first_logit[static_cast<size_t>(i)] + j) * transformer_.logit_stride();
-        m.finite.push_back(all_finite(line, config.frame_codes));
-        m.drawn.push_back(
-            samplers[static_cast<size_t>(thread)].sample(line, request.sampling, address));
-      }
-    });
-    ++stats.passes;
-    for (Member* m : active) {
-      int64_t right = 0;
-      while (right < m->guesses() && m->input[static_cast<size_t>(m->pending + right)] ==
-                                         m->drawn[static_cast<size_t>(right)]) {
-        ++right;
-      }
-      for (int64_t j = 0; j < m->guesses(); ++j) {
-        // Guesses behind the first wrong one were made on a wrong past: they do not count.
-        if (j > right) break;
-        const int source = m->source[static_cast<size_t>(j)];
-        ++stats.guessed[source];
-        stats.right[source] += j < right ? 1 : 0;
-      }
-      for (int64_t j = 0; j <= right; ++j) {
-        drawn_at(m->index, m->frame, m->position + j) = m->drawn[static_cast<size_t>(j)];
-        m->broken |= m->finite[static_cast<size_t>(j)] == 0;
-      }
-      m->leftover.assign(m->drawn.begin() + right + 1, m->drawn.end());
-      m->length += m->pending + right;
-      stats.needed += m->pending + right;
-      stats.accepted += right + 1;
-      ++stats.row_passes;
-      m->position += right + 1;
-      m->input.assign(1, m->drawn[static_cast<size_t>(right)]);
-      if (m->position == frame_tokens) {
-        ++m->frame;
-        m->position = 0;
-        if (m->frame < frames) {
-          const int32_t* next = action(*m, m->frame);
-          m->input.insert(m->input.end(), next, next + action_dim);
-        }
-      }
-      m->pending = static_cast<int64_t>(m->input.size());
-    }
-    std::erase_if(active, [&](const Member* m) { return m->frame == frames; });
-  }
-  poll(frames);
-  for (const Member& m : group) {
-    if (m.broken) std::fill_n(&drawn_at(m.index, 0, 0), frames * frame_tokens, -1);
-  }
-  return stats;
+  const auto scenes = static_cast<int64_t>(request.prompts.size());
+  if (scenes * request.rows_a_scene == 0) return {};
+  prepare({scenes, request.rows_a_scene, request.prompts.front()->length, request.frames,
+           request.action_dim, request.frame_tokens, request.width, request.keeps_logits(),
+           threads});
+  return Driver(transformer_, request, buffers_, pool(threads), tokens).run(poll);
 }
 
 void Imaginer::score(const std::vector<std::shared_ptr<const Prompt>>& prompts, const int32_t* ids,
@@ -274,18 +139,48 @@ void Imaginer::score(const std::vector<std::shared_ptr<const Prompt>>& prompts, 
   }
 }
 
-Bytes Imaginer::plan(int64_t scenes, int64_t rows_a_scene, int64_t prompt, int64_t frames,
-                     int64_t action_dim, int64_t frame_tokens, int64_t width, int threads) const {
+double Imaginer::pass_seconds(int64_t tokens, int threads) {
+  const std::lock_guard lock(busy_);
+  Cache cache(transformer_.config(), tokens);
+  const auto work = transformer_.workspace(tokens, tokens, threads);
+  const std::vector<int32_t> ids(static_cast<size_t>(tokens));
+  const std::vector<Row> rows = {{nullptr, 0, &cache, 0, ids.data(), tokens, 0}};
+  double best = 0;
+  for (int i = 0; i < kTimedPasses; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    transformer_.extend(rows, *work, pool(threads));
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    if (i == 0 || taken.count() < best) best = taken.count();
+  }
+  return best;
+}
+
+Bytes Imaginer::plan(const Shape& shape) const {
   const ModelConfig& config = transformer_.config();
-  const int64_t rows = scenes * rows_a_scene;
-  const int64_t prefill =
-      transformer_.workspace_bytes(std::min(scenes * prompt, kPrefillTokens), 0, threads);
-  const int64_t decode =
-      transformer_.workspace_bytes(rows * (action_dim + width), rows * width, threads) +
-      threads * Sampler::bytes(config.frame_codes);
-  return {transformer_.weight_bytes(), scenes * Cache::bytes(config, prompt),
-          rows * Cache::bytes(config, suffix_positions(frames, action_dim, frame_tokens)),
-          std::max(prefill, decode)};
+  const WorkShape work = work_shape(shape);
+  return {transformer_.weight_bytes(), shape.scenes * Cache::bytes(config, shape.prompt),
+          shape.rows() * Cache::bytes(config, shape.suffix()),
+          transformer_.workspace_bytes(work.tokens, work.logit_rows, work.threads) +
+              shape.threads * Sampler::bytes(config.frame_codes) +
+              past_logit_bytes(shape, config.frame_codes)};
+}
+
+int64_t Imaginer::held_bytes() {
+  const std::lock_guard lock(busy_);
+  int64_t bytes = buffers_.logits.bytes() + static_cast<int64_t>(buffers_.samplers.size()) *
+                                                Sampler::bytes(transformer_.config().frame_codes);
+  if (buffers_.work != nullptr) {
+    bytes += transformer_.workspace_bytes(work_.tokens, work_.logit_rows, work_.threads);
+  }
+  for (const Cache& cache : buffers_.suffixes) bytes += cache.bytes();
+  return bytes;
+}
+
+void Imaginer::release() {
+  const std::lock_guard lock(busy_);
+  buffers_ = Buffers();
+  work_ = {};
+  pool_.reset();
 }
 
 }  // namespace vlarft::imagine

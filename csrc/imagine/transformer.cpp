@@ -218,7 +218,8 @@ class Workspace {
  public:
   int64_t tokens, logit_rows;
   int64_t x_stride, qkv_stride;
-  // Packed rows keep their own buffer, so that the padding of their depth stays zero.
+  // Packed rows have their own buffers and a tile stride that no pass changes, so that the padding
+  // of their depth stays zero.
   int64_t hidden_units, attended_units, ffn_units;
   int64_t query_units;
   Buffer x, qkv, packed_hidden, packed_attended, packed_ffn, logits;
@@ -227,6 +228,9 @@ class Workspace {
   };
   std::vector<Scratch> scratch;
   int64_t bytes = 0;
+
+  int64_t packed_rows() const { return std::max(tokens, logit_rows); }
+  int64_t tile() const { return packed_rows() * kTileStride; }
 
   Buffer take(int64_t floats, bool real) {
     bytes += floats * 4;
@@ -247,9 +251,9 @@ class Workspace {
     query_units = row_units(round_up(c.head_dim, 2), gemm_kv);
     x = take(tokens * x_stride, real);
     qkv = take(tokens * qkv_stride, real);
-    packed_hidden = take(std::max(tokens, logit_rows) * hidden_units, real);
-    packed_attended = take(tokens * attended_units, real);
-    packed_ffn = take(tokens * ffn_units, real);
+    packed_hidden = take(packed_rows() * hidden_units, real);
+    packed_attended = take(packed_rows() * attended_units, real);
+    packed_ffn = take(packed_rows() * ffn_units, real);
     logits = take(logit_rows * logit_stride, real);
     for (int i = 0; i < threads; ++i) {
       Scratch s;
@@ -413,13 +417,12 @@ void Transformer::attend_block(int64_t layer, int64_t head, int64_t first, int64
     t = stop;
   }
 
-  const int64_t attended_tile = pass.m() * kTileStride;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t t = first + i / groups;
     float* line = out + i * wide;
     for (int64_t d = 0; d < dim; ++d) line[d] /= sums[i];
     gemm_.pack(line, 0, 1, (head * groups + i % groups) * dim, dim,
-               work.packed_attended.as<float>() + t * kTileStride, attended_tile);
+               work.packed_attended.as<float>() + t * kTileStride, work.tile());
   }
 }
 
@@ -435,7 +438,7 @@ void Transformer::attend(int64_t layer, Pass& pass) const {
 
 void Transformer::feed_forward(const Layer& layer, Pass& pass) const {
   Workspace& work = pass.work;
-  const int64_t m = pass.m(), tile = m * kTileStride;
+  const int64_t m = pass.m(), tile = work.tile();
   norm_and_pack(work.x.as<float>(), layer.post_norm, m, work.packed_hidden.as<void>(), tile, work,
                 pass.pool);
   const int64_t pairs = layer.gate_up.panels / 2;
@@ -480,7 +483,7 @@ const float* Transformer::extend(const std::vector<Row>& rows, Workspace& work,
       if (i >= row.logits_from) sampled.push_back(t);
     }
   }
-  const int64_t m = pass.m(), tile = m * kTileStride, hidden = config_.hidden;
+  const int64_t m = pass.m(), tile = work.tile(), hidden = config_.hidden;
   auto* x = work.x.as<float>();
   for_rows(pool, m, hidden, [&](int64_t first, int64_t end, int) {
     for (int64_t t = first; t < end; ++t) {
@@ -509,10 +512,9 @@ const float* Transformer::extend(const std::vector<Row>& rows, Workspace& work,
     std::memmove(x + i * work.x_stride, x + sampled[static_cast<size_t>(i)] * work.x_stride,
                  static_cast<size_t>(hidden) * sizeof(float));
   }
-  const int64_t head_tile = count * kTileStride;
   norm_and_pack(x, norms_.as<float>() + 2 * config_.layers * hidden, count,
-                work.packed_hidden.as<void>(), head_tile, work, pool);
-  multiply(*head_, work.packed_hidden.as<void>(), head_tile, count, work.logits.as<float>(),
+                work.packed_hidden.as<void>(), tile, work, pool);
+  multiply(*head_, work.packed_hidden.as<void>(), tile, count, work.logits.as<float>(),
            logit_stride(), false, pool);
   return work.logits.as<float>();
 }

@@ -7,6 +7,7 @@
 #include "core/cpu_features.h"
 #include "core/errors.h"
 #include "core/philox.h"
+#include "core/rates.h"
 #include "core/tensor_view.h"
 #include "python/compare.h"
 #include "python/decode.h"
@@ -61,6 +62,27 @@ void gumbel(const py::object& addresses, const py::object& out, uint64_t seed, u
 #endif
 }
 
+double read_seconds(const py::object& data, int threads) {
+  const ImportedTensor d(data, "read_seconds(): data");
+  d.view().check("read_seconds(): data", "bytes", Dtype::kUint8, {kAny});
+  d.view().check_device("read_seconds(): data", kCpu);
+  if (threads < 1) throw ShapeError("read_seconds(): threads must be at least 1");
+  const auto* bytes = d.view().data<const uint8_t>();
+  const auto size = static_cast<size_t>(d.view().size(0));
+  const py::gil_scoped_release unlocked;
+  return vlarft::read_seconds(bytes, size, threads);
+}
+
+double multiply_rate(const std::string& dtype, int threads, double seconds) {
+  if (dtype != "float32" && dtype != "bfloat16") {
+    throw DtypeError("multiply_rate(): dtype must be float32 or bfloat16, got " + dtype);
+  }
+  if (threads < 1) throw ShapeError("multiply_rate(): threads must be at least 1");
+  const Multiply kind = dtype == "float32" ? Multiply::kFloat32 : Multiply::kBfloat16;
+  const py::gil_scoped_release unlocked;
+  return vlarft::multiply_rate(kind, threads, seconds);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = build::kVersion;
@@ -110,6 +132,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("gumbel", &gumbel, "addresses"_a, "out"_a, "seed"_a, py::kw_only(), "stream"_a = 0,
         "Fill out (float32 [rows,ids]) with the Gumbel noise at addresses (uint32 [rows,3]: "
         "position, member, scene key), on the CPU or queued on a CUDA stream.");
+  m.def("read_seconds", &read_seconds, "data"_a, "threads"_a,
+        "Seconds to read data (uint8 [bytes]) once with several threads.");
+  m.def("multiply_rate", &multiply_rate, "dtype"_a, "threads"_a, "seconds"_a,
+        "Multiply-adds from registers, operations a second; 0 without such instructions.");
 }
 
 }  // namespace vlarft::python

@@ -143,9 +143,22 @@ std::vector<std::shared_ptr<const Prompt>> checked_prompts(
     if (prompt->cache.bytes() != imagine::Cache::bytes(config, prompt->length)) {
       throw Error("Imaginer: a prompt was prefilled by another model; prefill it again");
     }
+    if (prompt->length != prompts.front()->length) {
+      throw ShapeError("Imaginer: prompts of " + std::to_string(prompts.front()->length) + " and " +
+                       std::to_string(prompt->length) + " tokens; give one length");
+    }
     check_length(prompt->length + suffix, config);
   }
   return {prompts.begin(), prompts.end()};
+}
+
+imagine::Source source_named(const std::string& name) {
+  std::string allowed;
+  for (int source = 0; source < imagine::kSources; ++source) {
+    if (name == imagine::kSourceNames[source]) return static_cast<imagine::Source>(source);
+    allowed += (source == 0 ? "" : ", ") + std::string(imagine::kSourceNames[source]);
+  }
+  throw Error("imagine(): guess source '" + name + "'; allowed: " + allowed);
 }
 
 py::tuple imagine_tokens(Imaginer& self, const std::vector<std::shared_ptr<Prompt>>& prompts,
@@ -188,16 +201,7 @@ py::tuple imagine_tokens(Imaginer& self, const std::vector<std::shared_ptr<Promp
   }
   request.sampling = {seed, temperature, top_k, top_p};
   request.width = width;
-  for (const std::string& name : guesses) {
-    bool* const flag = name == "front"      ? &request.guesses.front
-                       : name == "jacobi"   ? &request.guesses.jacobi
-                       : name == "previous" ? &request.guesses.previous
-                                            : nullptr;
-    if (flag == nullptr) {
-      throw Error("imagine(): guess source '" + name + "'; allowed: front, jacobi, previous");
-    }
-    *flag = true;
-  }
+  for (const std::string& name : guesses) request.guesses.push_back(source_named(name));
   checked_threads(threads);
   py::array_t<int32_t> tokens({scenes, request.rows_a_scene, request.frames, frame_tokens});
   auto* out = tokens.mutable_data();
@@ -215,15 +219,15 @@ py::tuple imagine_tokens(Imaginer& self, const std::vector<std::shared_ptr<Promp
   told["kernels"] = self.transformer().kernels().name;
   told["width"] = width;
   told["passes"] = stats.passes;
-  told["accepted_per_pass"] = stats.row_passes == 0 ? 0.0
-                                                    : static_cast<double>(stats.accepted) /
-                                                          static_cast<double>(stats.row_passes);
+  told["row_passes"] = stats.row_passes;
+  told["tokens"] = stats.accepted;
+  told["computed_tokens"] = stats.computed;
   told["wasted_tokens"] = stats.computed - stats.needed;
-  const char* names[] = {"front", "jacobi", "previous"};
   py::dict by_source;
-  for (int source = 0; source < 3; ++source) {
+  for (int source = 0; source < imagine::kSources; ++source) {
     if (stats.guessed[source] == 0) continue;
-    by_source[names[source]] = py::make_tuple(stats.right[source], stats.guessed[source]);
+    by_source[imagine::kSourceNames[source]] =
+        py::make_tuple(stats.right[source], stats.guessed[source]);
   }
   told["guesses"] = by_source;
   return py::make_tuple(tokens, told);
@@ -249,15 +253,24 @@ py::array_t<float> score(Imaginer& self, const std::vector<std::shared_ptr<Promp
 }
 
 py::dict plan(const Imaginer& self, int64_t scenes, int64_t rows, int64_t prompt, int64_t frames,
-              int64_t action_dim, int64_t frame_tokens, int64_t width, int threads) {
-  const imagine::Bytes bytes =
-      self.plan(scenes, rows, prompt, frames, action_dim, frame_tokens, width, threads);
+              int64_t action_dim, int64_t frame_tokens, int64_t width, bool keeps_logits,
+              int threads) {
+  const imagine::Bytes bytes = self.plan({scenes, rows, prompt, frames, action_dim, frame_tokens,
+                                          width, keeps_logits, checked_threads(threads)});
   py::dict told;
   told["weights"] = bytes.weights;
   told["prompt keys and values"] = bytes.prompt;
   told["suffix keys and values"] = bytes.suffix;
   told["work"] = bytes.work;
   return told;
+}
+
+double pass_seconds(Imaginer& self, int64_t tokens, int threads) {
+  check_length(tokens, self.transformer().config());
+  if (tokens < 1) throw ShapeError("pass_seconds(): tokens must be at least 1");
+  checked_threads(threads);
+  const py::gil_scoped_release unlocked;
+  return self.pass_seconds(tokens, threads);
 }
 
 }  // namespace
@@ -283,7 +296,14 @@ void bind_imagine(py::module_& m) {
            "width"_a, "guesses"_a, "threads"_a, "progress"_a = nullptr)
       .def("score", &score, "prompts"_a, "ids"_a, py::kw_only(), "chunk"_a, "threads"_a)
       .def("plan", &plan, py::kw_only(), "scenes"_a, "rows"_a, "prompt"_a, "frames"_a,
-           "action_dim"_a, "frame_tokens"_a, "width"_a, "threads"_a);
+           "action_dim"_a, "frame_tokens"_a, "width"_a, "keeps_logits"_a, "threads"_a)
+      .def("pass_seconds", &pass_seconds, "tokens"_a, py::kw_only(), "threads"_a)
+      .def_property_readonly("held_bytes",
+                             [](Imaginer& i) {
+                               const py::gil_scoped_release unlocked;
+                               return i.held_bytes();
+                             })
+      .def("release", &Imaginer::release, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace vlarft::python

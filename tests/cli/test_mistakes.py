@@ -10,6 +10,7 @@ from vlarft.cli import run_command
 COMMANDS = (
     ["demo"], ["rft"], ["imagine"], ["report"], ["info"], ["data"], ["data", "inspect"],
     ["train"], ["train", "policy"],
+    ["bench"], ["bench", "run"], ["bench", "compare"], ["bench", "report"], ["bench", "limits"],
     ["eval"], ["eval", "world-model"], ["weights"], ["weights", "lpips"],
 )  # fmt: skip
 
@@ -27,7 +28,7 @@ def test_help_shows_an_example(command, capsys):
     assert run_command([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert "Usage: vlarft" in text
-    if command not in (["data"], ["train"], ["eval"], ["weights"]):
+    if command not in (["bench"], ["data"], ["train"], ["eval"], ["weights"]):
         assert "Example: vlarft" in " ".join(text.split())
 
 

@@ -74,7 +74,7 @@ def test_seconds_are_predicted_from_measured_rates(world, frames, actions, exper
     result = engine.rollout(engine.encode(frames), actions, expert)
     measured = sum(result.stats["seconds"][s] for s in ("imagine", "decode", "compare"))
     assert engine.plan(3, 4).predicted_seconds == pytest.approx(measured)
-    assert engine.plan(6, 4).predicted_seconds == pytest.approx(2 * measured)
+    assert engine.plan(6, 4).predicted_seconds == pytest.approx(2 * measured, rel=0.3)
 
 
 def test_without_a_limit_most_of_the_free_memory_is_used(world):

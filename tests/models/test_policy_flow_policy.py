@@ -122,6 +122,18 @@ def test_sampling_is_addressed_by_the_generator_and_leaves_global_state_alone() 
     assert not torch.equal(first, policy.sample(observation, 2, generator(6)).actions)
 
 
+def test_a_shared_start_serves_a_scene_and_is_scored_like_any_other() -> None:
+    policy, observation = tiny(), observe(2)
+    proposal = policy.sample(observation, 4, generator(), shared_start=True)
+    start = proposal.trace.chain[:, :, 0]
+    assert torch.equal(start, start[:, :1].expand_as(start))
+    assert not torch.equal(start[0], start[1])  # one a scene, not one for all
+    assert not torch.equal(proposal.actions[:, 0], proposal.actions[:, 1])
+    assert torch.equal(policy.log_prob(observation, proposal).log_prob, proposal.log_prob)
+    own = policy.sample(observation, 4, generator()).trace.chain[:, :, 0]
+    assert not torch.equal(own[:, 0], own[:, 1])
+
+
 def test_act_is_deterministic_and_reads_picture_state_and_instruction() -> None:
     policy, observation = tiny().train(), observe(2)
     chunk = policy.act(observation)

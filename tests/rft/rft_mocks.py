@@ -99,7 +99,15 @@ class MockPolicy(nn.Module):
     def _mean(self, observation: Observation) -> Tensor:
         return self.head(observation.proprioception).unflatten(-1, (T, A))
 
-    def sample(self, observation: Observation, n: int, generator: torch.Generator) -> Proposal:
+    def sample(
+        self,
+        observation: Observation,
+        n: int,
+        generator: torch.Generator,
+        *,
+        shared_start: bool = False,
+    ) -> Proposal:
+        self.shared_start = shared_start
         mean = self._mean(observation)[:, None]
         noise = torch.randn((len(observation), n, T, A), generator=generator)
         chain = mean + self.log_sigma.exp() * noise

@@ -465,3 +465,10 @@ def test_wrong_reward_frames_are_refused(frames):
 def test_reward_frames_beyond_the_windows_are_refused():
     with pytest.raises(ConfigError, match="names frame 99; windows have 4"):
         Trainer(MockEngine(), MockPolicy(), make_windows(), configure("reward.frames=[2,99]"))
+
+
+@pytest.mark.parametrize("start", ["shared", "independent"])
+def test_the_start_of_a_group_is_the_configured_one(start):
+    policy = MockPolicy()
+    Trainer(MockEngine(), policy, make_windows(), configure(f"start={start}")).run_step()
+    assert policy.shared_start == (start == "shared")

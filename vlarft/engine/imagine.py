@@ -1,7 +1,8 @@
 """Imagine: scenes and actions -> frame tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,13 @@ class Imagined:
     Attributes:
         tokens: frame codes int64 [P,N,T,K].
         expert_tokens: the expert's, int64 [P,T,K]; None when no expert was imagined.
+        stats: what generating them took (docs/imagine.md): width, passes, accepted_per_pass,
+            computed_tokens, wasted_tokens, guesses.
     """
 
     tokens: Tensor
     expert_tokens: Tensor | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
 
     def at(self, times: Sequence[int]) -> "Imagined":
         """The frames at `times`, 0 .. T-1, in that order."""
@@ -84,6 +88,9 @@ def imagine_group(
     expert_actions: Tensor | None,
     sampling: Sampling,
     progress: Callable[[int], None] | None = None,
+    *,
+    width: int = 1,
+    guesses: Sequence[str] = (),
 ) -> Imagined:
     """Imagine all rollouts; the expert, when given, is the last member of each group.
 
@@ -97,6 +104,8 @@ def imagine_group(
         expert_actions: raw, float32 [P,T,A], or None.
         sampling: settings.
         progress: called with the number of finished frames.
+        width: W of a native generator.
+        guesses: its guess sources.
 
     Raises:
         BackendError: the transformer's logits were not finite.
@@ -116,12 +125,18 @@ def imagine_group(
     ids = world.action_ids(actions)
     if isinstance(weights, Generator):
         assert isinstance(prefix, Prompts)
-        tokens, _ = weights.imagine(prefix, ids, world.frame_tokens, draw, progress)
+        tokens, stats = weights.imagine(
+            prefix, ids, world.frame_tokens, draw, progress, width=width, guesses=guesses
+        )
     else:
         assert isinstance(prefix, Prefix)
         assert suffix is not None
         suffix.length = 0
         tokens = imagine(weights, prefix, suffix, ids, world.frame_tokens, draw, progress)
+        frames, rows = ids.shape[2], ids.shape[0] * ids.shape[1]
+        computed = rows * (frames * (ids.shape[3] + world.frame_tokens) - 1)
+        stats = {"width": 1, "passes": frames * world.frame_tokens, "accepted_per_pass": 1.0}
+        stats |= {"computed_tokens": computed, "wasted_tokens": 0, "guesses": {}}
     broken = (tokens < 0).any(-1).any(-1)
     if bool(broken.any()):
         where = broken.nonzero()[0].tolist()
@@ -129,4 +144,4 @@ def imagine_group(
             f"imagine: logits of {int(broken.sum())} rows are NaN or infinite (first: scene "
             f"{where[0]}, member {where[1]}); check the checkpoint's weights, or use float32"
         )
-    return Imagined(tokens[:, :rollouts], tokens[:, -1] if expert else None)
+    return Imagined(tokens[:, :rollouts], tokens[:, -1] if expert else None, stats)

@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlarft import _native
+from vlarft.engine.speculate import MEASURED_TOKENS, Rates, Shape
 from vlarft.errors import UnsupportedModelError
 from vlarft.reference.imagine import Draw
 from vlarft.reference.imagine import unsupported as reference_unsupported
 
-GUESS_SOURCES = ("front", "jacobi", "previous")
+GUESS_SOURCES = ("jacobi", "logits")
 
 
 def unsupported(config: LlamaConfig) -> list[str]:
@@ -89,6 +90,10 @@ class Generator:
         self.heads = int(config.num_attention_heads)
         self.kv_heads = int(config.num_key_value_heads or self.heads)
         self.head_dim = head_dim
+        self._embedding_numbers = int(config.vocab_size) * int(config.hidden_size)
+        self._element = dtype.itemsize
+        self._positions = positions
+        self._rates: dict[int, Rates] = {}  # by number of threads
         tensors = {
             name: tensor.detach().to("cpu", torch.float32).contiguous()
             for name, tensor in model.state_dict().items()
@@ -157,12 +162,14 @@ class Generator:
             draw: sampling settings.
             progress: called with the number of frames that every row has finished, 1 .. T.
             width: W >= 1, positions of a row that one pass may settle.
-            guesses: sources of the W - 1 guesses, of "front", "jacobi", "previous". Neither `width`
-                nor `guesses` changes the tokens.
+            guesses: sources of the W - 1 guesses, of GUESS_SOURCES; the first that knows a place
+                guesses it. Neither `width` nor `guesses` changes the tokens.
 
         Returns:
             Frame tokens int64 [P,M,T,K] (-1 everywhere in a row whose logits were not finite), and
-            what happened: kernels, width, passes, accepted_per_pass, wasted_tokens, guesses.
+            what happened: kernels, width, passes, accepted_per_pass (tokens settled a row and
+            pass), computed_tokens, wasted_tokens (computed and thrown away), guesses by source as
+            (right, tried behind a right past).
         """
         members = draw.members.expand(actions.shape[1]).cpu().numpy().astype(np.uint32)
         tokens, stats = self._imaginer.imagine(
@@ -180,6 +187,7 @@ class Generator:
             threads=torch.get_num_threads(),
             progress=progress,
         )
+        stats["accepted_per_pass"] = stats.pop("tokens") / max(1, stats.pop("row_passes"))
         return torch.from_numpy(tokens).long(), stats
 
     def score(self, prompts: Prompts, ids: Tensor, *, chunk: int) -> Tensor:
@@ -189,28 +197,42 @@ class Generator:
         )
         return torch.from_numpy(logits)
 
-    def plan(
-        self,
-        *,
-        scenes: int,
-        members: int,
-        prompt: int,
-        frames: int,
-        action_dim: int,
-        frame_tokens: int,
-        width: int = 1,
-    ) -> dict[str, int]:
-        """Bytes by purpose that prefill and imagine take, weights included."""
+    def plan(self, shape: Shape, *, width: int = 1, guesses: Sequence[str] = ()) -> dict[str, int]:
+        """Bytes by purpose that prefill and imagine take and keep, weights included."""
         return self._imaginer.plan(
-            scenes=scenes,
-            rows=members,
-            prompt=prompt,
-            frames=frames,
-            action_dim=action_dim,
-            frame_tokens=frame_tokens,
+            scenes=shape.scenes,
+            rows=shape.members,
+            prompt=shape.prompt,
+            frames=shape.frames,
+            action_dim=shape.action_dim,
+            frame_tokens=shape.frame_tokens,
             width=width,
+            keeps_logits=width > 1 and "logits" in guesses,
             threads=torch.get_num_threads(),
         )
+
+    def rates(self) -> Rates:
+        """What passes cost with the current number of threads; measured once."""
+        threads = torch.get_num_threads()
+        if threads not in self._rates:
+            tokens = tuple(n for n in MEASURED_TOKENS if n <= self._positions) or (1,)
+            seconds = tuple(self._imaginer.pass_seconds(n, threads=threads) for n in tokens)
+            numbers = self.nbytes // self._element - self._embedding_numbers
+            token = (seconds[-1] - seconds[0]) / max(1, tokens[-1] - tokens[0])
+            pair = 2 * self.layers * self.heads * self.head_dim  # of a query and a position
+            self._rates[threads] = Rates(
+                tokens, seconds, max(0.0, token) * pair / numbers, seconds[0] / self.nbytes
+            )
+        return self._rates[threads]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept for the next imagination of the same shape, weights and prompts apart."""
+        return self._imaginer.held_bytes
+
+    def release(self) -> None:
+        """Free what is kept between calls."""
+        self._imaginer.release()
 
 
 def _head_dim(config: LlamaConfig) -> int:

@@ -32,7 +32,10 @@ class Plan:
         bytes: peak bytes by purpose; stages that follow each other share `work`.
         limit: bytes that may be used.
         kernel_path: which code runs, for people.
-        predicted_seconds: from the rates of this engine's last rollout; None before the first.
+        seconds: predicted by stage, for the stages whose rates are known: "imagine" from timed
+            passes (native), everything from this engine's last rollout.
+        width: W, positions that a row may settle in one pass; 1 = no speculation.
+        guesses: sources of the guesses, in order of trust; empty when W = 1.
     """
 
     scenes: int
@@ -41,7 +44,17 @@ class Plan:
     bytes: Mapping[str, int]
     limit: int
     kernel_path: str
-    predicted_seconds: float | None
+    seconds: Mapping[str, float]
+    width: int = 1
+    guesses: tuple[str, ...] = ()
+
+    @property
+    def predicted_seconds(self) -> float | None:
+        """Of imagine, decode and compare together; None until all of them are known."""
+        stages = ("imagine", "decode", "compare")
+        if any(stage not in self.seconds for stage in stages):
+            return None
+        return sum(self.seconds[stage] for stage in stages)
 
     @property
     def total(self) -> int:
@@ -78,7 +91,7 @@ class Footprint:
             width * (self.resolution >> max(0, level - 1)) ** 2
             for level, width in enumerate(self.widths)
         )  # the upsampler of level i writes that level's width at the next finer size
-        return 5 * widest * self.element + 2 * self.scene_features
+        return int(4.6 * widest * self.element) + 2 * self.scene_features
 
     @property
     def encode_frame(self) -> int:
@@ -142,9 +155,6 @@ def bytes_by_purpose(
 ) -> dict[str, int]:
     """Peak bytes of a rollout by purpose."""
     rows = scenes * (rollouts + int(expert))
-    decode = batch_size(size.decode_frame, size.device, limit) * size.decode_frame
-    compare = batch_size(size.metric_work, size.device, limit) * size.metric_work
-    reference = min(scenes, scenes_at_once(size, frames, limit)) * frames * size.metric_frame
     pixels = 12 * size.resolution**2
     return {
         "weights": size.weights,
@@ -153,8 +163,26 @@ def bytes_by_purpose(
         "decoder features": scenes * size.scene_features,
         "tokens": 3 * rows * frames * size.frame_tokens * 8,
         "kept frames": rows * frames * pixels if frames_kept else 0,
-        "work": max(size.imagine_work(rows, frames), decode + compare + reference),
+        "work": max(size.imagine_work(rows, frames), judge_work(size, scenes, rows, frames, limit)),
     }
+
+
+def judge_work(size: Footprint, scenes: int, rows: int, frames: int, limit: int) -> int:
+    """Peak bytes of decode and compare, which take turns, and of the reference's features.
+
+    Args:
+        size: sizes of the engine.
+        scenes: P.
+        rows: members of all groups together.
+        frames: T.
+        limit: bytes that the engine may hold.
+    """
+    compare = batch_size(size.metric_work, size.device, limit)
+    decode = min(batch_size(size.decode_frame, size.device, limit), compare, rows * frames)
+    compare = min(compare, rows * frames)
+    pixels = decode * 12 * size.resolution**2
+    reference = min(scenes, scenes_at_once(size, frames, limit)) * frames * size.metric_frame
+    return max(decode * size.decode_frame, compare * size.metric_work) + pixels + reference
 
 
 def scenes_at_once(size: Footprint, frames: int, limit: int) -> int:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import resource
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +36,8 @@ from vlarft.engine.plan import Plan
 from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
-from vlarft.engine.stats import Stopwatch
+from vlarft.engine.speculate import SOURCES, Shape, Speculation
+from vlarft.engine.stats import Stopwatch, peak_resident_bytes, resident_bytes
 from vlarft.engine.stream import Stream
 from vlarft.engine.team import Team
 from vlarft.errors import CheckpointError, ConfigError, ShapeError
@@ -116,6 +116,10 @@ class RolloutEngine:
         memory_limit: int | str | None = None,
         attention: str = "sdpa",
     ) -> None:
+        # What the process held without the engine; the world's transformer is part of the plan.
+        self._outside = resident_bytes() - sum(
+            p.nbytes for p in world.transformer.parameters() if p.device.type == "cpu"
+        )
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
         self.backend, reason = resolve_backend(
@@ -153,8 +157,13 @@ class RolloutEngine:
         self.world = WorldModel(tokenizer, world.transformer, world.layout)
         self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
         self._filled: weakref.WeakSet[Scenes] = weakref.WeakSet()
-        self._rates: dict[str, float] = {}
+        self._rates: dict[str, float] = {}  # of the last rollout, seconds a row and frame
         self._size = self._footprint()
+        self._speculation = (
+            Speculation(self._weights.rates, self._size.suffix_row)
+            if isinstance(self._weights, Generator)
+            else None
+        )
         if backend == "auto":
             why = f" ({reason})" if reason else ""
             log.info("engine: %s, %s on %s%s", self._kernel_path, dtype, self.device, why)
@@ -223,6 +232,11 @@ class RolloutEngine:
         context, first = (t.to(self.device, torch.int64, copy=True) for t in (context, first))
         return Scenes(context, first, scene_keys(keys, len(context), self.device))
 
+    def prefill(self, scenes: Scenes) -> None:
+        """Compute the scenes' prompts now instead of at their first `imagine`; they are kept."""
+        with torch.inference_mode():
+            self._prefix(scenes)
+
     def imagine(
         self,
         scenes: Scenes,
@@ -248,12 +262,16 @@ class RolloutEngine:
         """
         watch = Stopwatch(self.device)
         actions, expert_actions = self._check_actions(scenes, actions, expert_actions)
-        self._check_plan(
-            len(scenes), actions.shape[1], actions.shape[2], expert_actions is not None, False
+        sampling = sampling or Sampling()
+        plan = self._check_plan(
+            len(scenes),
+            actions.shape[1],
+            actions.shape[2],
+            expert_actions is not None,
+            False,
+            sampling.speculate,
         )
-        return self._imagine(
-            scenes, actions, expert_actions, sampling or Sampling(), watch, progress
-        )
+        return self._imagine(scenes, actions, expert_actions, sampling, watch, progress, plan)
 
     def decode(self, scenes: Scenes, tokens: Tensor) -> Tensor:
         """Render frames.
@@ -357,7 +375,9 @@ class RolloutEngine:
             reference = reference.detach().to(self.device, torch.float32)
         expert = expert_actions is not None
         rollouts, frames = actions.shape[1:3]
-        plan = self._check_plan(len(scenes), rollouts, frames, expert, "frames" in keep)
+        plan = self._check_plan(
+            len(scenes), rollouts, frames, expert, "frames" in keep, sampling.speculate
+        )
         shown = _check_times(times, frames, keep)
         if shown is not None and reference is not None:
             reference = reference[:, shown]
@@ -365,11 +385,12 @@ class RolloutEngine:
         watch, counts = Stopwatch(self.device), {"frames": 0, "rendered": 0}
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        near, far = [], []
+        near, far, generated = [], [], []
         kept: dict[str, Tensor | None] = {}
         for seed in draws:
             drawn = Sampling(**{**sampling.model_dump(), "seed": seed})
-            imagined = self._imagine(scenes, actions, expert_actions, drawn, watch, progress)
+            imagined = self._imagine(scenes, actions, expert_actions, drawn, watch, progress, plan)
+            generated.append(imagined.stats)
             kept_frames = self._new_kept_frames(imagined, "frames" in keep)
             seen = imagined if shown is None else imagined.at(shown)
             with torch.inference_mode():
@@ -382,7 +403,7 @@ class RolloutEngine:
                 kept["frames"] = kept_frames[:, : actions.shape[1]]
                 kept["expert_frames"] = kept_frames[:, -1] if expert else None
         l1, perceptual = torch.stack(near), torch.stack(far)
-        stats = self._stats(watch, counts, plan, len(draws), expert)
+        stats = self._stats(watch, counts, plan, generated, expert)
         return RolloutResult(l1.mean(0), perceptual.mean(0), l1, perceptual, stats=stats, **kept)
 
     def plan(
@@ -393,6 +414,7 @@ class RolloutEngine:
         frames: int | None = None,
         expert: bool = True,
         keep: Sequence[Keep] = (),
+        speculate: str = "auto",
     ) -> Plan:
         """What a rollout would take.
 
@@ -402,9 +424,11 @@ class RolloutEngine:
             frames: T; default the layout's.
             expert: whether an expert is imagined as well.
             keep: as in `rollout`.
+            speculate: as in `Sampling`.
 
         Raises:
             PlanError: it does not fit; the message names the largest N or P that fits.
+            ConfigError: unknown `speculate`.
             ShapeError: a count below 1, or more frames than the layout's.
         """
         most = self.world.layout.frames
@@ -414,11 +438,15 @@ class RolloutEngine:
                 f"plan: scenes {scenes}, rollouts {rollouts}, frames {frames}; each must be at "
                 f"least 1, frames at most {most}"
             )
-        return self._check_plan(scenes, rollouts, frames, expert, "frames" in keep)
+        if speculate not in SOURCES:
+            raise ConfigError(f"speculate = '{speculate}'; allowed: {', '.join(SOURCES)}")
+        return self._check_plan(scenes, rollouts, frames, expert, "frames" in keep, speculate)
 
     def release(self) -> None:
-        """Give cached memory back: suffix cache, metric, and what scenes hold."""
+        """Give cached memory back: suffix caches, buffers, metric, and what scenes hold."""
         self._suffix = None
+        if isinstance(self._weights, Generator):
+            self._weights.release()
         self._metric = None
         if isinstance(self._decoder, NativeDecoder):
             self._decoder.release()
@@ -468,6 +496,7 @@ class RolloutEngine:
         sampling: Sampling,
         watch: Stopwatch,
         progress: Callable[[int], None] | None,
+        plan: Plan,
     ) -> Imagined:
         scene_count, rollouts, frames = actions.shape[:3]
         with torch.inference_mode():
@@ -484,10 +513,14 @@ class RolloutEngine:
                     expert,
                     sampling,
                     progress,
+                    width=plan.width,
+                    guesses=plan.guesses,
                 )
         expert_tokens = imagined.expert_tokens
         return Imagined(
-            imagined.tokens.clone(), None if expert_tokens is None else expert_tokens.clone()
+            imagined.tokens.clone(),
+            None if expert_tokens is None else expert_tokens.clone(),
+            imagined.stats,
         )
 
     def _judge(
@@ -590,62 +623,94 @@ class RolloutEngine:
         return "reference: plain PyTorch"
 
     def _held(self) -> int:
+        if isinstance(self._weights, Generator):
+            return self._weights.held_bytes
         if self._suffix is None:
             return 0
         suffix = self._suffix[1]
         return suffix.keys.nbytes + suffix.values.nbytes
 
+    def _shape(self, scenes: int, members: int, frames: int) -> Shape:
+        size = self._size
+        return Shape(scenes, members, size.prompt, frames, size.action_dim, size.frame_tokens)
+
     def _check_plan(
-        self, scenes: int, rollouts: int, frames: int, expert: bool, kept: bool
+        self, scenes: int, rollouts: int, frames: int, expert: bool, kept: bool, speculate: str
     ) -> Plan:
         limit = self.memory_limit
+        shape = self._shape(scenes, rollouts + int(expert), frames)
+        width = 1
+        guesses: tuple[str, ...] = ()
+        if self._speculation is not None:
+            width, guesses = self._speculation.choose(shape, speculate)
 
         def purposes(p: int, n: int) -> dict[str, int]:
             need = planning.bytes_by_purpose(self._size, p, n, frames, expert, kept, limit)
             if isinstance(self._weights, Generator):
-                own = self._weights.plan(
-                    scenes=p,
-                    members=n + int(expert),
-                    prompt=self._size.prompt,
-                    frames=frames,
-                    action_dim=self._size.action_dim,
-                    frame_tokens=self._size.frame_tokens,
-                )
-                own["work"] = max(own["work"], need["work"])
+                some = self._shape(p, n + int(expert), frames)
+                own = self._weights.plan(some, width=width, guesses=guesses)
+                judged = planning.judge_work(self._size, p, some.rows, frames, limit)
+                own["work"] += judged  # its buffers stay while frames are decoded
                 need.update({k: v for k, v in own.items() if k != "weights"})
             return need
 
         planning.check_fits(lambda p, n: sum(purposes(p, n).values()), scenes, rollouts, limit)
-        rows = scenes * (rollouts + int(expert))
-        seconds = None
-        if self._rates:
-            per_frame = self._rates["imagine"] + self._rates["decode"] + self._rates["compare"]
-            seconds = rows * frames * per_frame
         dtype = str(self.dtype).removeprefix("torch.")
         path = f"{self._kernel_path}, two-level cache, {dtype} on {self.device}"
-        return Plan(scenes, rollouts, frames, purposes(scenes, rollouts), limit, path, seconds)
+        return Plan(
+            scenes=scenes,
+            rollouts=rollouts,
+            frames=frames,
+            bytes=purposes(scenes, rollouts),
+            limit=limit,
+            kernel_path=path,
+            seconds=self._predicted(shape, width),
+            width=width,
+            guesses=guesses,
+        )
+
+    def _predicted(self, shape: Shape, width: int) -> dict[str, float]:
+        seconds = {stage: rate * shape.rows * shape.frames for stage, rate in self._rates.items()}
+        if self._speculation is not None:
+            seconds["imagine"] = self._speculation.seconds(shape, width)
+        return seconds
 
     def _stats(
-        self, watch: Stopwatch, counts: dict[str, int], plan: Plan, draws: int, expert: bool
+        self,
+        watch: Stopwatch,
+        counts: dict[str, int],
+        plan: Plan,
+        generated: Sequence[dict[str, Any]],
+        expert: bool,
     ) -> dict[str, Any]:
-        rows = plan.scenes * (plan.rollouts + int(expert))
-        passes = draws * plan.frames * self.world.frame_tokens
+        shape = self._shape(plan.scenes, plan.rollouts + int(expert), plan.frames)
+        draws = len(generated)
         seconds = dict(watch.seconds)
         self._rates = {
-            stage: seconds[stage] / (draws * rows * plan.frames)
+            stage: seconds[stage] / (draws * shape.rows * plan.frames)
             for stage in ("imagine", "decode", "compare")
         }
+        if self._speculation is not None:
+            self._speculation.learn(shape, seconds["imagine"] / draws, generated[-1])
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            peak = peak_resident_bytes() - self._outside
+        guesses: dict[str, tuple[int, int]] = {}
+        for one in generated:
+            for source, (right, tried) in one["guesses"].items():
+                before = guesses.get(source, (0, 0))
+                guesses[source] = (before[0] + right, before[1] + tried)
         return {
             "backend": self.backend,
             "kernel_path": plan.kernel_path,
             "seconds": {**seconds, "total": sum(seconds.values())},
-            "passes": passes,
-            "tokens": passes * rows,
-            "tokens_per_pass": 1.0,  # accepted tokens a row and pass; speculation raises it
+            "width": plan.width,
+            "passes": sum(one["passes"] for one in generated),
+            "tokens": draws * shape.rows * plan.frames * self.world.frame_tokens,
+            "tokens_per_pass": sum(one["accepted_per_pass"] for one in generated) / draws,
+            "wasted_tokens": sum(one["wasted_tokens"] for one in generated),
+            "guesses": guesses,
             "frames": counts["frames"],
             "frames_rendered": counts["rendered"],
             "frames_deduplicated": counts["frames"] - counts["rendered"],

@@ -20,7 +20,8 @@ class Sampling(Config):
     top_k: int | None = Field(default=None, ge=1)  # ids kept before top_p; None = all
     top_p: float = Field(default=0.8, gt=0, le=1)  # mass kept
     noise: Literal["shared", "independent"] = "shared"  # one noise a group, or one a member
-    speculate: Literal["auto", "off"] = "auto"  # guess sources; tokens are the same for every value
+    # Source of guesses, whose number the plan chooses (docs/imagine.md); never changes tokens.
+    speculate: Literal["auto", "off", "jacobi", "logits"] = "auto"
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -189,13 +189,22 @@ class FlowPolicy(nn.Module):
         return self._encode(observation)
 
     @torch.no_grad()
-    def sample(self, observation: Observation, n: int, generator: torch.Generator) -> Proposal:
+    def sample(
+        self,
+        observation: Observation,
+        n: int,
+        generator: torch.Generator,
+        *,
+        shared_start: bool = False,
+    ) -> Proposal:
         """Draw n chunks a scene by K stochastic flow steps.
 
         Args:
             observation: P scenes.
             n: rollouts a scene, 1 or more.
             generator: source of all noise, on any device.
+            shared_start: one start x_0 for all chunks of a scene. The start's density is left out
+                of the log-probability (spec 4.4), so what it does to the reward is noise.
 
         Returns:
             Actions in raw units, their log-probabilities and the chain.
@@ -207,7 +216,8 @@ class FlowPolicy(nn.Module):
             raise ShapeError(f"sample: n = {n}; expected 1 or more rollouts a scene")
         context = self.encode(observation)
         flow, sigma = self._conditions(context)
-        x = self._noise(len(observation), n, generator)
+        x = self._noise(len(observation), 1 if shared_start else n, generator)
+        x = x.expand(-1, n, -1, -1)
         chain, total = [x], torch.zeros_like(x)
         for k in range(self.config.steps):
             mean, log_sigma = self._moments(k, x, flow, sigma)

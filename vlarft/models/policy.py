@@ -100,8 +100,19 @@ class LogProb:
 class Policy(Protocol):
     """A stochastic policy over chunks of T actions."""
 
-    def sample(self, observation: Observation, n: int, generator: torch.Generator) -> Proposal:
-        """Draw n chunks a scene, without gradients."""
+    def sample(
+        self,
+        observation: Observation,
+        n: int,
+        generator: torch.Generator,
+        *,
+        shared_start: bool = False,
+    ) -> Proposal:
+        """Draw n chunks a scene, without gradients.
+
+        With `shared_start`, randomness that the log-probability leaves out (the start of a
+        generative policy) is drawn once a scene: a group then differs by scored noise alone.
+        """
         ...
 
     def log_prob(self, observation: Observation, proposal: Proposal) -> LogProb:

@@ -99,6 +99,21 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture that is drawn already.
+
+    Attributes:
+        title: what is drawn.
+        svg: self-contained SVG.
+        meaning: one sentence: what it is and which way is good.
+    """
+
+    title: str
+    svg: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
     """One moving picture.
 
@@ -152,6 +167,7 @@ class ReportData:
         checks: statements with evidence.
         scenes: pictures.
         charts: curves.
+        figures: other drawings.
         tables: figures in detail.
         seconds: wall time by stage.
         configuration: YAML text.
@@ -169,6 +185,7 @@ class ReportData:
     checks: list[Check] = field(default_factory=list)
     scenes: list[Scene] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     tables: list[TableData] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     configuration: str = ""

@@ -31,6 +31,7 @@ def render(report: ReportData) -> str:
             _checks(report),
             _scenes(report),
             _charts(report),
+            _figures(report),
             _tables(report),
             _seconds(report),
             _details(report),
@@ -163,6 +164,14 @@ def _charts(report: ReportData) -> str:
         '<h2>Curves</h2><p class="lead">Thick lines are means (running means where values are '
         "noisy), thin lines single seeds or raw values.</p>"
         f'<div class="charts">{cards}</div>'
+    )
+
+
+def _figures(report: ReportData) -> str:
+    return "".join(
+        f'<div class="card wide"><h3>{escape(f.title)}</h3>{f.svg}'
+        f'<p class="quiet small">{escape(f.meaning)}</p></div>'
+        for f in report.figures
     )
 
 

@@ -146,6 +146,11 @@ class RFTConfig(Config):
     """Start states per step (P)."""
     rollouts: Annotated[int, Field(ge=2)] = 16
     """Rollouts per start state (N); at least 2, since advantages compare members of a group."""
+    start: Literal["shared", "independent"] = "shared"
+    """Start of the flow: one for all rollouts of a scene, or one for each, as in the paper.
+
+    The log-probability leaves the start out, so its share of a reward difference is noise.
+    """
     control: Literal["none", "permuted"] = "none"
     """`permuted` shuffles the advantages within each group: the control arm of every claim."""
     checkpoint_interval: Positive = 50

@@ -22,6 +22,8 @@ What differs from the paper's official code, and why (numbers: the code's defect
     (31, 34-36)
 15. Every random number is a function of (seed, step, purpose)  (50)
 16. A control arm with advantages permuted within groups, for every claim  (new)
+17. One start of the flow for a whole group: the log-probability leaves it out, so differences it
+    makes cannot be credited (5 times the squared signal-to-noise ratio of the gradient)  (new)
 
 One step: P windows -> N action chunks each -> imagine and compare with the expert ->
 rewards [P, N] -> advantages within each scene -> clipped policy gradient + anchor -> AdamW.
@@ -124,7 +126,10 @@ class Trainer:
             scenes = self._scenes(chosen, batch)
         with timer("sample"), torch.no_grad():
             proposal = self.policy.sample(
-                observation, config.rollouts, self._generator("policy noise")
+                observation,
+                config.rollouts,
+                self._generator("policy noise"),
+                shared_start=config.start == "shared",
             )
         with timer("rollout"), torch.no_grad():
             outcome = judge(

@@ -30,7 +30,8 @@ inline constexpr int kBlock = 2;
 #define VLARFT_PANELS(MR) 1
 #endif
 
-inline constexpr int kPrefetchUnits = 24;  // rows of a panel ahead: about 1.5 KiB of each stream
+inline constexpr int64_t kPrefetchLines = 64;  // 4 KiB ahead, of all streams together
+inline constexpr int64_t kGroup = 8;           // panels that share a tile of rows
 
 VLARFT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -130,40 +131,122 @@ inline constexpr int64_t kStepElements = sizeof(typename W::Element) == 4 ? 16 :
 template <class W>
 inline constexpr int64_t kStepDepth = sizeof(typename W::Element) == 4 ? 1 : 2;
 
+// What a block multiplies: `k` elements of NP panels with one tile of rows or several.
+template <class W>
+struct Span {
+  const typename W::Element* w;
+  int64_t panel_stride;
+  int64_t k;
+  const typename W::Unit* x;
+  int64_t tile_stride;
+  const typename W::Element* next;  // read after this span: prefetched before its end
+};
+
 template <class W, int MR, int NP>
-void block(const typename W::Element* w, int64_t panel_stride, int64_t k, const typename W::Unit* x,
-           int64_t tile_stride, float* c, int64_t c_stride, bool add_to) {
-  Vec sum[MR][NP][kVecs];
+VLARFT_INLINE void accumulate(const Span<W>& span, Vec (&sum)[MR][NP][kVecs]) {
+  constexpr int64_t depth = kTile * W::kPerUnit;
+  constexpr int64_t lead = kPrefetchLines / NP * kStepElements<W>;
+  const typename W::Element* w = span.w;
+  const typename W::Element* const end = w + span.k * kPanel;
+  const typename W::Element* ahead = lead < end - w ? w + lead : span.next;
+  const typename W::Unit* x = span.x;
+  for (int64_t done = 0; done < span.k; done += depth, x += span.tile_stride) {
+    const int64_t part = least(depth, span.k - done);
+    const typename W::Unit* unit = x;
+    for (int64_t i = 0; i < part; i += kStepDepth<W>) {
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) __builtin_prefetch(ahead + p * span.panel_stride);
+      ahead += kStepElements<W>;
+      ahead = ahead == end ? span.next : ahead;
+      W::template step<MR, NP>(w, span.panel_stride, unit, sum);
+      w += kStepElements<W>;
+      unit += kStepDepth<W> / W::kPerUnit;
+    }
+  }
+}
+
+template <class W, int MR, int NP>
+VLARFT_INLINE void clear(Vec (&sum)[MR][NP][kVecs]) {
   for (int r = 0; r < MR; ++r) {
     for (int p = 0; p < NP; ++p) {
       for (int v = 0; v < kVecs; ++v) sum[r][p][v] = zero();
     }
   }
-  constexpr int64_t depth = kTile * W::kPerUnit;
-  for (int64_t done = 0; done < k; done += depth, x += tile_stride) {
-    const int64_t part = least(depth, k - done);
-    const typename W::Unit* unit = x;
-    for (int64_t i = 0; i < part; i += kStepDepth<W>) {
-#pragma GCC unroll 8
-      for (int p = 0; p < NP; ++p) {
-        __builtin_prefetch(w + p * panel_stride + kPrefetchUnits * kStepElements<W>);
-      }
-      W::template step<MR, NP>(w, panel_stride, unit, sum);
-      w += kStepElements<W>;
-      unit += kStepDepth<W> / W::kPerUnit;
+}
+
+template <class W, int MR, int NP>
+void block(const Span<W>& span, float* c, int64_t c_stride, bool add_to) {
+  Vec sum[MR][NP][kVecs];
+  clear<W, MR, NP>(sum);
+  accumulate<W, MR, NP>(span, sum);
+  finish<MR, NP>(sum, c, c_stride, add_to);
+}
+
+// The same sums in parts of one tile each, kept in `partial` between them: the registers' values
+// survive a store and a load unchanged, so the chain of multiply-adds is the same.
+template <class W, int MR>
+void tile_block(const Span<W>& span, float* partial, bool first, bool last, float* c,
+                int64_t c_stride, bool add_to) {
+  Vec sum[MR][1][kVecs];
+  if (first) {
+    clear<W, MR, 1>(sum);
+  } else {
+    for (int r = 0; r < MR; ++r) {
+      for (int v = 0; v < kVecs; ++v) sum[r][0][v] = load(partial + r * kPanel + v * kLanes);
     }
   }
-  finish<MR, NP>(sum, c, c_stride, add_to);
+  accumulate<W, MR, 1>(span, sum);
+  if (last) {
+    finish<MR, 1>(sum, c, c_stride, add_to);
+  } else {
+    finish<MR, 1>(sum, partial, kPanel, false);
+  }
+}
+
+// Rows whose tile fits into the first cache while all of them do not: tile by tile, every panel of
+// a group meets it, and only the weights come from farther away.
+template <class W, int MR>
+void panels_by_tile(const typename W::Element* w, int64_t panel_stride, int64_t k,
+                    const typename W::Unit* x, int64_t tile_stride, int64_t panels, float* c,
+                    int64_t c_stride, bool add_to) {
+  constexpr int64_t depth = kTile * W::kPerUnit;
+  alignas(64) float partial[kGroup * MR * kPanel];
+  for (int64_t group = 0; group < panels; group += kGroup) {
+    const int64_t end = least(panels, group + kGroup);
+    for (int64_t done = 0; done < k; done += depth) {
+      const typename W::Unit* tile = x + done / depth * tile_stride;
+      const int64_t part = least(depth, k - done);
+      for (int64_t p = group; p < end; ++p) {
+        const typename W::Element* from = w + p * panel_stride + done * kPanel;
+        const bool wraps = p + 1 == end;
+        const bool over = done + depth >= k;
+        const typename W::Element* next = !wraps ? from + panel_stride
+                                          : over
+                                              ? w + end * panel_stride
+                                              : w + group * panel_stride + (done + depth) * kPanel;
+        tile_block<W, MR>({from, panel_stride, part, tile, tile_stride, next},
+                          partial + (p - group) * MR * kPanel, done == 0, over, c + p * kPanel,
+                          c_stride, add_to);
+      }
+    }
+  }
 }
 
 template <class W, int MR, int NP>
 void panels_of(const typename W::Element* w, int64_t panel_stride, int64_t k,
                const typename W::Unit* x, int64_t tile_stride, int64_t panels, float* c,
                int64_t c_stride, bool add_to) {
+  if constexpr (NP == 1 && MR > 1) {
+    if (k > kTile * W::kPerUnit) {
+      panels_by_tile<W, MR>(w, panel_stride, k, x, tile_stride, panels, c, c_stride, add_to);
+      return;
+    }
+  }
   int64_t p = 0;
   for (; p + NP <= panels; p += NP) {
-    block<W, MR, NP>(w + p * panel_stride, panel_stride, k, x, tile_stride, c + p * kPanel,
-                     c_stride, add_to);
+    const typename W::Element* from = w + p * panel_stride;
+    block<W, MR, NP>({from, panel_stride, k, x, tile_stride, from + NP * panel_stride},
+                     c + p * kPanel, c_stride, add_to);
   }
   if constexpr (NP > 1) {
     if (p < panels) {

@@ -76,7 +76,7 @@ std::vector<int32_t> ids(int64_t n, int32_t vocabulary, uint32_t state) {
 }
 
 std::vector<int32_t> tokens_of(Imaginer& imaginer, int64_t scenes, int64_t rows, int threads,
-                               int64_t width, Guesses guesses) {
+                               int64_t width, std::vector<Source> guesses) {
   const auto prompt_ids = ids(scenes * kPrompt, 40, 1);
   const auto prompts = imaginer.prefill(prompt_ids.data(), scenes, kPrompt, threads, nothing);
   Request request;
@@ -92,7 +92,7 @@ std::vector<int32_t> tokens_of(Imaginer& imaginer, int64_t scenes, int64_t rows,
   request.frame_tokens = kFrameTokens;
   request.sampling.top_p = 0.9;
   request.width = width;
-  request.guesses = guesses;
+  request.guesses = std::move(guesses);
   const auto count = static_cast<size_t>(scenes * rows * kFrames * kFrameTokens);
   std::vector<int32_t> guarded(count + 2, -77);
   imaginer.imagine(request, threads, nothing, guarded.data() + 1);
@@ -100,6 +100,35 @@ std::vector<int32_t> tokens_of(Imaginer& imaginer, int64_t scenes, int64_t rows,
   const std::vector<int32_t> out(guarded.begin() + 1, guarded.end() - 1);
   for (const int32_t token : out) CHECK(token >= 0 && token < 23);
   return out;
+}
+
+// What is kept is what was planned, another shape replaces it, and release() leaves nothing.
+void check_buffers(Imaginer& imaginer, const std::vector<int32_t>& expected) {
+  for (const int64_t width : {int64_t{1}, int64_t{3}}) {
+    const bool keeps = width > 1;
+    tokens_of(imaginer, 1, 4, 2, width, {kLogits});
+    const Bytes bytes =
+        imaginer.plan({1, 4, kPrompt, kFrames, kActions, kFrameTokens, width, keeps, 2});
+    // Samplers of more threads than planned may have been kept.
+    const int64_t sampler = Sampler::bytes(imaginer.transformer().config().frame_codes);
+    const int64_t more = imaginer.held_bytes() - bytes.suffix - bytes.work;
+    CHECK(more >= 0 && more <= sampler);
+  }
+  imaginer.release();
+  CHECK(imaginer.held_bytes() == 0);
+  CHECK(tokens_of(imaginer, 1, 4, 2, 1, {}) == expected);
+  CHECK(imaginer.pass_seconds(3, 2) > 0);
+}
+
+void check_score_guards(Imaginer& imaginer) {
+  constexpr int64_t kLength = 7, kCodes = 23;
+  const auto prompt_ids = ids(kPrompt, 40, 1), suffix = ids(2 * kLength, 40, 2);
+  const auto prompts = imaginer.prefill(prompt_ids.data(), 1, kPrompt, 2, nothing);
+  std::vector<float> guarded(2 * kLength * kCodes + 2, -77.0F);
+  imaginer.score({prompts.begin(), prompts.end()}, suffix.data(), 2, kLength, 3, 2, nothing,
+                 guarded.data() + 1);
+  CHECK(guarded.front() == -77.0F && guarded.back() == -77.0F);
+  for (size_t i = 1; i + 1 < guarded.size(); ++i) CHECK(std::isfinite(guarded[i]));
 }
 
 }  // namespace
@@ -112,8 +141,8 @@ int main() {
       const auto expected = tokens_of(imaginer, 3, 4, 1, 1, {});
       for (const int threads : {1, 3}) {
         for (const int64_t width : {int64_t{1}, int64_t{2}, int64_t{4}}) {
-          CHECK(tokens_of(imaginer, 3, 4, threads, width, {true, true, true}) == expected);
-          CHECK(tokens_of(imaginer, 3, 4, threads, width, {false, false, true}) == expected);
+          CHECK(tokens_of(imaginer, 3, 4, threads, width, {kJacobi, kLogits}) == expected);
+          CHECK(tokens_of(imaginer, 3, 4, threads, width, {kLogits}) == expected);
         }
       }
       // The first scene alone: its rows are the first of the batch.
@@ -122,7 +151,7 @@ int main() {
       // Two engines, two threads.
       Imaginer other(model.config, model.tensors, kernels(name));
       std::vector<int32_t> there;
-      std::thread thread([&] { there = tokens_of(other, 3, 4, 2, 2, {true, true, true}); });
+      std::thread thread([&] { there = tokens_of(other, 3, 4, 2, 2, {kJacobi, kLogits}); });
       CHECK(tokens_of(imaginer, 3, 4, 2, 1, {}) == expected);
       thread.join();
       CHECK(there == expected);
@@ -135,6 +164,8 @@ int main() {
         });
       });
       CHECK(tokens_of(imaginer, 1, 4, 2, 1, {}) == alone);
+      check_buffers(imaginer, alone);
+      check_score_guards(imaginer);
     }
   }
 }

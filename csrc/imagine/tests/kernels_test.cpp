@@ -92,7 +92,7 @@ void test_products(const Kernels& kernels) {
       {kernels.f32, false, 1}, {kernels.bf16, true, kBf16Depth}, {kernels.bf16_kv, true, 2}};
   for (const Case& kind : cases) {
     for (const int64_t depth : {int64_t{2}, int64_t{64}, int64_t{256}, int64_t{600}}) {
-      for (const int64_t panels : {int64_t{1}, int64_t{3}, int64_t{9}}) {
+      for (const int64_t panels : {int64_t{1}, int64_t{3}, int64_t{11}}) {
         const int64_t k = round_up(depth, kind.unit);
         const Product product(kind.gemm, kind.bf16, k, panels, 7);
         constexpr int64_t kRows = 61;
@@ -119,6 +119,44 @@ void test_products(const Kernels& kernels) {
       }
     }
   }
+}
+
+// Packing writes the columns it was given and nothing else of the tiles around them.
+void test_pack_guards(const Kernels& kernels) {
+  constexpr int64_t kRows = 3, kFirst = 250, kCount = 300;
+  const auto x = random_values(kRows * kCount, 9);
+  for (const Gemm* gemm : {&kernels.f32, &kernels.bf16, &kernels.bf16_kv}) {
+    const int64_t unit = gemm->pairs ? 2 : 1, stride = kRows * kTileStride;
+    std::vector<float> packed(static_cast<size_t>(3 * stride), kGuard);
+    gemm->pack(x.data(), kCount, kRows, kFirst, kCount, packed.data(), stride);
+    int64_t written = 0;
+    for (int64_t i = 0; i < 3 * stride; ++i) {
+      const int64_t column = i % kTileStride, depth = i / stride * kTile + column;
+      const bool inside =
+          column < kTile && depth >= kFirst / unit && depth < (kFirst + kCount) / unit;
+      CHECK(inside == (packed[static_cast<size_t>(i)] != kGuard));
+      written += inside ? 1 : 0;
+    }
+    CHECK(written == kRows * kCount / unit);
+  }
+}
+
+void test_soften_and_scale(const Kernels& kernels) {
+  for (const int64_t n : {int64_t{1}, int64_t{16}, int64_t{37}}) {
+    const auto logits = random_values(n, 4);
+    std::vector<float> z(static_cast<size_t>(n + 1), kGuard), weight = z;
+    const float top = kernels.soften(logits.data(), n, 0.5F, z.data(), weight.data());
+    for (size_t i = 0; i < logits.size(); ++i) {
+      CHECK(z[i] == logits[i] / 0.5F && z[i] <= top);
+      CHECK(std::abs(weight[i] - std::exp(static_cast<double>(z[i]) - top)) < 1e-6);
+    }
+    CHECK(z.back() == kGuard && weight.back() == kGuard);
+  }
+  std::vector<float> x(33, kGuard);
+  std::fill_n(x.begin(), 32, 3.0F);
+  kernels.scale(x.data(), 0.5F, 32);
+  for (int i = 0; i < 32; ++i) CHECK(x[static_cast<size_t>(i)] == 1.5F);
+  CHECK(x.back() == kGuard);
 }
 
 void test_softmax(const Kernels& kernels) {
@@ -214,6 +252,8 @@ int main() {
     std::printf("%s\n", name.c_str());
     const Kernels& chosen = kernels(name);
     test_products(chosen);
+    test_pack_guards(chosen);
+    test_soften_and_scale(chosen);
     test_softmax(chosen);
     test_norm_and_swiglu(chosen);
     test_noise(chosen);

@@ -1,0 +1,280 @@
+"""`vlarft bench run|compare|report|limits`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vlarft.bench.cases import find_case
+from vlarft.bench.limits import Limits, Meter
+from vlarft.bench.machine import machine, near
+from vlarft.bench.measure import Options
+from vlarft.bench.report import engine_rows, markdown, update_readme, write_html
+from vlarft.bench.results import Comparison, Result, compare, dump, load
+from vlarft.bench.runner import Request, measure
+from vlarft.bench.stages import STAGES
+from vlarft.engine.resolve import resolve_device, resolve_dtype
+from vlarft.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Measure stages beside baselines and this machine's limits."
+)
+
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints it."),
+]
+Files = Annotated[list[Path], typer.Argument(help="Files that `vlarft bench run` wrote.")]
+_SAMPLE = ("auto", "always", "never")
+
+
+@app.command("run")
+def run_command(
+    stage: Annotated[
+        str, typer.Option(help=f"{', '.join(STAGES)}; several with commas; or all.")
+    ] = "imagine",
+    case: Annotated[
+        str,
+        typer.Option(help="tiny, small-PxN, paper-PxN, -tT for T frames; several with commas."),
+    ] = "small-1x16",
+    backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or both with a comma.")] = (
+        "float32"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    baselines: Annotated[str, typer.Option(help="all, none, or names with commas.")] = "all",
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Quiet rounds [default: 7; 3 when one exceeds a minute]."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of everything [default: all].")] = (
+        None
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the world and its inputs.")] = 0,
+    sample: Annotated[
+        str, typer.Option(help="Baselines by samples: auto (when they take long), always, never.")
+    ] = "auto",
+    json_file: Json = None,
+) -> None:
+    """Measure a stage: time, share of the machine's limit, ratios to baselines, memory.
+
+    No checkpoint is needed. Example: vlarft bench run --case small-1x16 --stage imagine
+    """
+    stages, names = _stages(stage), _baselines(baselines)
+    sizes = [find_case(name) for name in _split(case)]
+    dtypes = [resolve_dtype(name) for name in _split(dtype)]
+    target = resolve_device(device)
+    if sample not in _SAMPLE:
+        raise ConfigError(f"--sample {sample}: allowed: {', '.join(_SAMPLE)}")
+    if backend not in ("auto", "native", "reference"):
+        raise ConfigError(f"--backend {backend}: allowed: auto, native, reference")
+    if target.type != "cpu":
+        raise ConfigError(f"--device {device}: benchmarks run on cpu so far")
+    if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: its folder does not exist")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    say = _say(console)
+    meter = Meter()
+    results: list[Result] = []
+    for size in sizes:
+        for kind in dtypes:
+            for name in stages:
+                request = Request(
+                    size,
+                    name,
+                    Options(backend, kind, device, sample),
+                    names,
+                    rounds,
+                    seed,
+                    command=shlex.join(["vlarft", *sys.argv[1:]]),
+                )
+                result = measure(request, meter, say)
+                results.append(result)
+                _print_result(Console(stderr=json_file == "-"), result)
+                if json_file not in (None, "-"):  # what is finished is kept
+                    Path(str(json_file)).write_text(dump(results), encoding="utf-8")
+    if json_file == "-":
+        sys.stdout.write(dump(results))
+
+
+@app.command("compare")
+def compare_command(
+    a: Annotated[Path, typer.Argument(help="Results before.")],
+    b: Annotated[Path, typer.Argument(help="Results after.")],
+    json_file: Json = None,
+) -> None:
+    """Two result files side by side: ratio of times, faster, slower or ambiguous, and what differs.
+
+    Example: vlarft bench compare before.json after.json
+    """
+    found = compare(load(a), load(b))
+    console = Console(stderr=json_file == "-")
+    _print_comparison(console, found)
+    _write(json_file, found.model_dump(mode="json"))
+
+
+@app.command("report")
+def report_command(
+    files: Files,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Name that ends in .html or .md.")
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option(help="Also put the table between the markers bench:start and bench:end."),
+    ] = None,
+) -> None:
+    """Tables and plots of result files, as one page without other files.
+
+    Example: vlarft bench report benchmarks/results/epyc-2.json -o report.html
+    """
+    if out is None and readme is None:
+        raise ConfigError("bench report: give -o FILE.html, -o FILE.md or --readme README.md")
+    if out is not None and out.suffix not in (".html", ".md"):
+        raise ConfigError(f"-o {out}: allowed: a name that ends in .html or .md")
+    results = [result for file in files for result in load(file)]
+    command = shlex.join(["vlarft", *sys.argv[1:]])
+    console = Console()
+    if out is not None:
+        if out.suffix == ".html":
+            write_html(results, out, command)
+        else:
+            out.write_text(markdown(results), encoding="utf-8")
+        console.print(f"report: {out.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    if readme is not None:
+        update_readme(readme, results)
+        console.print(f"table: {readme.resolve()}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("limits")
+def limits_command(
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Measure with 1 and with this many [default: all].")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """What this machine allows: memory reads, multiply-adds, matrix products.
+
+    Example: vlarft bench limits --json -
+    """
+    meter = Meter(threads)
+    counts = sorted({1, meter.threads})
+    measured = [meter.limits(count) for count in counts]
+    _print_limits(Console(stderr=json_file == "-"), measured)
+    _write(json_file, {"limits": [m.to_dict() for m in measured], "machine": machine()})
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _stages(text: str) -> list[str]:
+    if text == "all":
+        return list(STAGES)
+    names = _split(text)
+    for name in names:
+        if name not in STAGES:
+            raise ConfigError(
+                f"--stage {name}: allowed: {', '.join(STAGES)}, all{near(name, STAGES)}"
+            )
+    return names
+
+
+def _baselines(text: str) -> list[str]:
+    known = list(dict.fromkeys(name for stage in STAGES.values() for name in stage.baselines))
+    if text in ("all", "none"):
+        return known if text == "all" else []
+    names = _split(text)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--baselines {name}: allowed: all, none, {', '.join(known)}{near(name, known)}"
+            )
+    return names
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _write(json_file: str | None, content: dict[str, Any]) -> None:
+    if json_file is None:
+        return
+    text = json.dumps(content, indent=1) + "\n"
+    if json_file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(json_file).write_text(text, encoding="utf-8")
+
+
+def _print_result(console: Console, result: Result) -> None:
+    table = Table(title=result.name, title_justify="left")
+    for number, column in enumerate(("", "seconds", "ratio", "min .. max", "notes")):
+        table.add_column(column, justify="left" if number in (0, 4) else "right")
+    for row in engine_rows(result):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"{100 * result.share_of_limit:.1f}% of the limit ({result.limit_seconds:.4g} s); "
+        f"{result.trajectories_per_second:.4g} trajectories/s; "
+        f"peak {result.peak_bytes / 1e6:.0f} MB, planned {result.planned_bytes / 1e6:.0f} MB; "
+        f"output {result.output_hash or 'not hashed'}; rounds dropped: {result.rounds_dropped}"
+        + ("; THE MACHINE WAS BUSY ALL THE TIME" if result.disturbed else ""),
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_comparison(console: Console, found: Comparison) -> None:
+    table = Table()
+    for number, column in enumerate(
+        ("result", "A", "B", "A / B", "range", "limit A", "limit B", "B is")
+    ):
+        table.add_column(column, justify="right" if 0 < number < 7 else "left")
+    for d in found.differences:
+        table.add_row(
+            d.name,
+            f"{d.seconds_a:.4g} s",
+            f"{d.seconds_b:.4g} s",
+            f"{d.ratio:.3f}",
+            f"{d.low:.3f} .. {d.high:.3f}",
+            f"{100 * d.share_a:.1f}%",
+            f"{100 * d.share_b:.1f}%",
+            d.verdict,
+        )
+    console.print(table)
+    say = _say(console)
+    for d in found.differences:
+        for warning in d.warnings:
+            say(f"{d.name}: {warning}")
+    for where, names in (("A", found.only_a), ("B", found.only_b)):
+        for name in names:
+            say(f"{name}: only in {where}")
+    if not found.differences:
+        say("nothing to compare: no case, stage, backend, device and dtype is in both files")
+
+
+def _print_limits(console: Console, measured: Sequence[Limits]) -> None:
+    table = Table()
+    table.add_column("")
+    for limits in measured:
+        table.add_column(f"{limits.threads} thread{'s' * (limits.threads > 1)}", justify="right")
+    for key, text in (
+        ("read_gbps", "memory read, GB/s"),
+        ("fma_gflops", "float32 multiply-add from registers, GFLOP/s"),
+        ("dot_bf16_gflops", "bfloat16 dot product from registers, GFLOP/s"),
+        ("gemm_float32_gflops", "1024^3 matrix product float32, GFLOP/s"),
+        ("gemm_bfloat16_gflops", "1024^3 matrix product bfloat16, GFLOP/s"),
+    ):
+        table.add_row(text, *(f"{limits.to_dict()[key]:.1f}" for limits in measured))
+    console.print(table)

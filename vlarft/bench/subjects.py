@@ -1,0 +1,141 @@
+"""An engine's stages as things to measure."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vlarft.bench.cases import Material, build_metric
+from vlarft.bench.measure import Options, Run, Subject, Timed
+from vlarft.engine import RolloutEngine
+
+
+def build_engine(material: Material, options: Options, backend: str | None = None) -> RolloutEngine:
+    """An engine for a case.
+
+    Raises:
+        BackendError, UnsupportedModelError: the back end cannot run here.
+    """
+    return RolloutEngine(
+        material.world,
+        backend=backend or options.backend,
+        device=options.device,
+        dtype=options.dtype,
+        metric=build_metric(material.case.preset),
+    )
+
+
+@dataclass(frozen=True)
+class Imagine:
+    """Prompts and generation: fresh scenes at every run.
+
+    Attributes:
+        engine: any back end.
+        material: the case.
+    """
+
+    engine: RolloutEngine
+    material: Material
+
+    def run(self) -> Run:
+        """Prefill and generate once."""
+        engine, given = self.engine, self.material
+        start = time.perf_counter()
+        scenes = engine.scenes_from_tokens(given.context, given.first)
+        engine.prefill(scenes)
+        middle = time.perf_counter()
+        tokens = engine.imagine(scenes, given.actions, given.sampling).tokens
+        end = time.perf_counter()
+        scenes.release()
+        return Run(end - start, tokens, {"prefill": middle - start, "generate": end - middle})
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """All stages, from start frames and actions to distances, one expert a scene.
+
+    Attributes:
+        engine: any back end.
+        material: the case.
+    """
+
+    engine: RolloutEngine
+    material: Material
+
+    def run(self) -> Run:
+        """Encode, imagine, decode, compare once."""
+        engine, given = self.engine, self.material
+        start = time.perf_counter()
+        scenes = engine.encode(given.images)
+        middle = time.perf_counter()
+        result = engine.rollout(
+            scenes, given.actions, given.expert, given.sampling, keep=("tokens",)
+        )
+        seconds = time.perf_counter() - start
+        scenes.release()
+        stages = {k: v for k, v in result.stats["seconds"].items() if k != "total"}
+        parts = {"encode": middle - start, **stages}
+        return Run(seconds, (result.tokens, result.l1, result.perceptual), parts)
+
+
+def _prefill(engine: RolloutEngine, material: Material) -> Subject:
+    def call() -> None:
+        scenes = engine.scenes_from_tokens(material.context, material.first)
+        engine.prefill(scenes)
+        scenes.release()
+
+    return Timed(call)
+
+
+def _encode(engine: RolloutEngine, material: Material) -> Subject:
+    def call() -> torch.Tensor:
+        scenes = engine.encode(material.images)
+        return torch.cat((scenes.context, scenes.first), dim=1)
+
+    return Timed(call)
+
+
+def _decode(engine: RolloutEngine, material: Material) -> Subject:
+    """Random codes: frames are distinct, and none can be left out."""
+    codes = random_tokens(material)
+
+    def call() -> torch.Tensor:
+        scenes = engine.scenes_from_tokens(material.context, material.first)
+        frames = engine.decode(scenes, codes)
+        scenes.release()
+        return frames
+
+    return Timed(call)
+
+
+def _compare(engine: RolloutEngine, material: Material) -> Subject:
+    case, size = material.case, material.world.tokenizer.config.resolution
+    random = torch.Generator().manual_seed(0)
+    shape = (case.scenes, case.rollouts, case.frames, 3, size, size)
+    frames = torch.rand(shape, generator=random)
+    reference = torch.rand((shape[0], *shape[2:]), generator=random)
+
+    def call() -> torch.Tensor:
+        found = engine.compare(frames, reference)
+        return torch.stack((found.l1, found.perceptual))
+
+    return Timed(call)
+
+
+def random_tokens(material: Material) -> torch.Tensor:
+    """Frame codes int64 [P,N,T,K], drawn from the seed 0."""
+    case, world = material.case, material.world
+    random = torch.Generator().manual_seed(0)
+    shape = (case.scenes, case.rollouts, case.frames, world.frame_tokens)
+    return torch.randint(world.frame_codes, shape, generator=random)
+
+
+STAGE_SUBJECTS: dict[str, Callable[[RolloutEngine, Material], Subject]] = {
+    "imagine": Imagine,
+    "prefill": _prefill,
+    "encode": _encode,
+    "decode": _decode,
+    "compare": _compare,
+    "rollout": Rollout,
+}

@@ -148,3 +148,128 @@ class Imaginer:
 
     def release(self) -> None:
         """Free what is kept."""
+
+class Workers:
+    """Threads of convolutions, with their scratch memory; one operation at a time."""
+
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class Convolution:
+    """A packed 3x3 (zero padding) or 1x1 convolution on the CPU, channels last.
+
+    Args:
+        weight: float32 [out,in,3,3] or [out,in,1,1]; copied.
+        bias: float32 [out]; copied.
+        upsample: the input is enlarged by 2 (nearest) first, as four folded 2x2 convolutions.
+        dtype: "float32"; "bfloat16" rounds weights and activated input, sums stay float32.
+        kernels: one of runnable_kernels(); empty: VLARFT_CPU, or the best.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: wrong weights, dtype or kernels.
+    """
+
+    def __init__(
+        self,
+        weight: _SupportsDLPack,
+        bias: _SupportsDLPack,
+        *,
+        upsample: bool = False,
+        dtype: str = "float32",
+        kernels: str = "",
+    ) -> None: ...
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def run(
+        self,
+        workers: Workers,
+        x: _SupportsDLPack,
+        out: _SupportsDLPack,
+        *,
+        scale: _SupportsDLPack | None = None,
+        shift: _SupportsDLPack | None = None,
+        before: str = "none",
+        after: str = "none",
+        residual: _SupportsDLPack | None = None,
+    ) -> None:
+        """out = after(conv(before(x * scale + shift)) + bias) + residual.
+
+        Args:
+            workers: threads.
+            x: float32 or bfloat16 [B,H,W,in].
+            out: float32 or bfloat16 [B,H,W,out], or [B,2H,2W,out] with upsample; written.
+            scale: float32 [B,in], with `shift`.
+            shift: float32 [B,in].
+            before: activation of the input: "none", "silu" or "relu".
+            after: activation of the output.
+            residual: like `out`; may be `out` itself.
+
+        Raises:
+            ShapeError, DtypeError, BackendError: wrong tensors, by name.
+        """
+
+def group_norm(
+    workers: Workers,
+    x: _SupportsDLPack,
+    weight: _SupportsDLPack,
+    bias: _SupportsDLPack,
+    *,
+    groups: int,
+    eps: float,
+    scale: _SupportsDLPack,
+    shift: _SupportsDLPack,
+) -> None:
+    """Fill `scale` and `shift`, float32 [B,C]: GroupNorm of x [B,H,W,C] is x * scale + shift.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: wrong tensors, by name.
+    """
+
+def l1(
+    workers: Workers,
+    a: _SupportsDLPack,
+    b: _SupportsDLPack,
+    first: _SupportsDLPack,
+    second: _SupportsDLPack,
+    out: _SupportsDLPack,
+) -> None:
+    """out[p] = mean |a[first[p]] - b[second[p]]|, exactly 0 when the two are equal.
+
+    Args:
+        workers: threads.
+        a: float32 [I,n].
+        b: float32 [J,n].
+        first: int64 [B], each in [0, I).
+        second: int64 [B], each in [0, J).
+        out: float32 [B], written.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: wrong tensors, by name.
+    """
+
+def perceptual(
+    workers: Workers,
+    a: _SupportsDLPack,
+    b: _SupportsDLPack,
+    weight: _SupportsDLPack,
+    first: _SupportsDLPack,
+    second: _SupportsDLPack,
+    out: _SupportsDLPack,
+) -> None:
+    """Add one level of LPIPS to `out`: mean over pixels of sum_c w_c (a / |a| - b / |b|)^2.
+
+    Args:
+        workers: threads.
+        a: feature maps float32 [I,pixels,C], not normalised.
+        b: feature maps float32 [J,pixels,C].
+        weight: float32 [C].
+        first: int64 [B], each in [0, I).
+        second: int64 [B], each in [0, J).
+        out: float32 [B], added to.
+
+    Raises:
+        ShapeError, DtypeError, BackendError: wrong tensors, by name.
+    """

@@ -9,6 +9,8 @@
 #include "core/philox.h"
 #include "core/rates.h"
 #include "core/tensor_view.h"
+#include "python/compare.h"
+#include "python/decode.h"
 #include "python/dlpack_capsule.h"
 #include "python/imagine.h"
 #if VLARFT_WITH_CUDA
@@ -121,6 +123,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   using py::literals::operator""_a;
 
   bind_imagine(m);
+  bind_decode(m);
+  bind_compare(m);
   m.def("cpu_features", &cpu_features, "Instruction sets that this processor and system run.");
   m.def("build_info", &build_info, "How this module was built.");
   m.def("philox", &philox, "counters"_a, "key"_a,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vlarft.engine.checks import check_floating, check_pixels, check_shape
+from vlarft.engine.native_metric import NativeLPIPS
+from vlarft.engine.team import Team
 from vlarft.errors import ConfigError
 from vlarft.models.lpips import LPIPS
 from vlarft.reference.compare import Metric, l1, perceptual
@@ -31,8 +33,19 @@ def check_metric(metric: str | Metric) -> None:
         raise ConfigError(f"metric = '{metric}'; allowed: {', '.join(METRICS)}")
 
 
-def load_metric(metric: str | Metric, file: str | None, device: torch.device) -> Metric:
+Embedder = Metric | NativeLPIPS  # what the back end compares with
+
+
+def load_metric(
+    metric: str | Metric, file: str | None, device: torch.device, team: Team | None = None
+) -> Embedder:
     """The metric in float32 on the device; weights are read here and nowhere earlier.
+
+    Args:
+        metric: its name, or an object that is taken as it is.
+        file: its weights; None: where `LPIPS.load` looks.
+        device: where it runs.
+        team: threads of the native back end; None: plain PyTorch.
 
     Raises:
         CheckpointError: the weights are missing or damaged; the message says how to get them.
@@ -40,7 +53,8 @@ def load_metric(metric: str | Metric, file: str | None, device: torch.device) ->
     if not isinstance(metric, str):
         return metric.to(device) if isinstance(metric, nn.Module) else metric
     net = METRICS[metric]
-    return LPIPS.load(net, file).float().to(device)  # type: ignore[arg-type]
+    lpips = LPIPS.load(net, file).float().to(device)  # type: ignore[arg-type]
+    return lpips if team is None else NativeLPIPS(lpips, team)
 
 
 def check_comparable(frames: Tensor, reference: Tensor) -> None:
@@ -62,14 +76,14 @@ def check_reference(reference: Tensor, scenes: int, frames: int, size: tuple[int
     check_pixels("reference", reference)
 
 
-def embed(metric: Metric, images: Tensor, batch: int) -> list[Tensor]:
+def embed(metric: Embedder, images: Tensor, batch: int) -> list[Tensor]:
     """Feature maps of [B,3,H,W] images, `batch` at a time."""
     parts = [metric.features(part) for part in images.split(batch)]
     return [torch.cat(level) for level in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
 
 def pair_distances(
-    metric: Metric,
+    metric: Embedder,
     images: tuple[Tensor, list[Tensor]],
     reference: tuple[Tensor, list[Tensor]],
     image: Tensor,
@@ -86,6 +100,8 @@ def pair_distances(
         target: indices into `reference`.
         batch: pairs at a time.
     """
+    if isinstance(metric, NativeLPIPS):
+        return metric.pairs(images, reference, image, target)
     near, far = [], []
     for i, j in zip(image.split(batch), target.split(batch), strict=True):
         a, b = images[0][i], reference[0][j]
@@ -97,7 +113,7 @@ def pair_distances(
 
 
 def compare_frames(
-    metric: Metric, frames: Tensor, reference: Tensor, scenes_at_once: int, batch: int
+    metric: Embedder, frames: Tensor, reference: Tensor, scenes_at_once: int, batch: int
 ) -> tuple[Tensor, Tensor]:
     """Distances float32 [P,N,T] of frames [P,N,T,3,H,W] to reference [P,T,3,H,W]."""
     scenes, rollouts, times = frames.shape[:3]

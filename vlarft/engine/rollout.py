@@ -20,16 +20,18 @@ from vlarft.engine import plan as planning
 from vlarft.engine.checks import check_shape, check_tokens
 from vlarft.engine.compare import (
     Distances,
+    Embedder,
     check_comparable,
     check_metric,
     check_reference,
     compare_frames,
     load_metric,
 )
-from vlarft.engine.decode import decode_tokens, new_frames, scene_features
+from vlarft.engine.decode import Decoder, decode_tokens, new_frames, scene_features
 from vlarft.engine.encode import check_frames, encode_frames
 from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
 from vlarft.engine.native import Generator, Prompts
+from vlarft.engine.native_decoder import NativeDecoder
 from vlarft.engine.plan import Plan
 from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
@@ -37,6 +39,7 @@ from vlarft.engine.scenes import Scenes, scene_keys
 from vlarft.engine.speculate import SOURCES, Shape, Speculation
 from vlarft.engine.stats import Stopwatch, peak_resident_bytes, resident_bytes
 from vlarft.engine.stream import Stream
+from vlarft.engine.team import Team
 from vlarft.errors import CheckpointError, ConfigError, ShapeError
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 from vlarft.models.world_model import WorldModel
@@ -128,7 +131,7 @@ class RolloutEngine:
             metric,
             None if metric_file is None else str(metric_file),
         )
-        self._metric: Metric | None = None
+        self._metric: Embedder | None = None
         self._limit = None if memory_limit is None else planning.parse_bytes(memory_limit)
         self._attention = causal_attention(attention, self.device, self.dtype)
         longest = world.sequence_length(world.layout.frames)
@@ -140,11 +143,17 @@ class RolloutEngine:
                 world.transformer, world.frame_codes, longest, self.device, self.dtype
             )
         tokenizer = _own_tokenizer(world.tokenizer, self.device, torch.float32)
-        self._decoder = (
+        self._plain_decoder = (
             tokenizer
             if self.dtype == torch.float32
             else _own_tokenizer(world.tokenizer, self.device, self.dtype)
         )
+        self._team = Team()
+        self._decoder: Decoder = self._plain_decoder
+        if self.backend == "native":
+            self._decoder = NativeDecoder(
+                tokenizer, self.dtype, self._plain_decoder.decoder_features, self._team
+            )
         self.world = WorldModel(tokenizer, world.transformer, world.layout)
         self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
         self._filled: weakref.WeakSet[Scenes] = weakref.WeakSet()
@@ -439,6 +448,9 @@ class RolloutEngine:
         if isinstance(self._weights, Generator):
             self._weights.release()
         self._metric = None
+        if isinstance(self._decoder, NativeDecoder):
+            self._decoder.release()
+        self._team.release()
         for scenes in list(self._filled):
             scenes.release()
         self._filled.clear()
@@ -577,9 +589,10 @@ class RolloutEngine:
             self._suffix = (shape, Suffix(self._weights, scenes, members, positions))
         return self._suffix[1]
 
-    def _loaded_metric(self) -> Metric:
+    def _loaded_metric(self) -> Embedder:
         if self._metric is None:
-            self._metric = load_metric(self._metric_source, self._metric_file, self.device)
+            team = self._team if self.backend == "native" else None
+            self._metric = load_metric(self._metric_source, self._metric_file, self.device, team)
         return self._metric
 
     def _new_kept_frames(self, imagined: Imagined, wanted: bool) -> Tensor | None:
@@ -601,7 +614,12 @@ class RolloutEngine:
     @property
     def _kernel_path(self) -> str:
         if isinstance(self._weights, Generator):
-            return f"native: {self._weights.kernels} kernels"
+            path = f"native: {self._weights.kernels} kernels"
+            if isinstance(self._decoder, NativeDecoder):
+                path += f", {self._decoder.kernels} convolutions in decode"
+            if isinstance(self._metric_source, str):
+                path += ", torch convolutions and native distances in compare"
+            return path
         return "reference: plain PyTorch"
 
     def _held(self) -> int:
@@ -702,13 +720,13 @@ class RolloutEngine:
 
     def _footprint(self) -> planning.Footprint:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
-        held: list[Tensor] = list(self._decoder.parameters())
-        own = 0
+        held: list[Tensor] = list(self._plain_decoder.parameters())
+        own = self._decoder.nbytes if isinstance(self._decoder, NativeDecoder) else 0
         if isinstance(self._weights, Generator):
-            own = self._weights.nbytes
+            own += self._weights.nbytes
         else:
             held += self._weights.tensors
-        if self._decoder is not self.world.tokenizer:
+        if self._plain_decoder is not self.world.tokenizer:
             held += list(self.world.tokenizer.parameters())
         held += [p for p in self.world.transformer.parameters() if p.device == self.device]
         return planning.Footprint(

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vlarft.engine.compare import embed, pair_distances
-from vlarft.engine.decode import render
+from vlarft.engine.compare import Embedder, embed, pair_distances
+from vlarft.engine.decode import Decoder, render
 from vlarft.engine.stats import Stopwatch
-from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
-from vlarft.reference.compare import Metric
+from vlarft.models.tokenizer import DecoderFeatures
 from vlarft.reference.decode import unique_frames
 
 
@@ -20,7 +19,7 @@ class Stream:
     Distinct (frame, reference) pairs are compared once, when their frame has been decoded.
 
     Args:
-        decoder: tokenizer in the engine's dtype.
+        decoder: in the engine's dtype.
         metric: perceptual metric.
         features: decoder features of the scenes.
         tokens: int64 [P,M,T,K]; without `reference` the last member is the expert.
@@ -33,8 +32,8 @@ class Stream:
 
     def __init__(
         self,
-        decoder: Tokenizer,
-        metric: Metric,
+        decoder: Decoder,
+        metric: Embedder,
         features: DecoderFeatures,
         tokens: Tensor,
         reference: Tensor | None,

@@ -1,0 +1,9 @@
+#define VLARFT_ISA avx2
+#include "decode/cpu/operations.h"
+
+namespace vlarft::decode::avx2 {
+
+extern const Kernels kTable;
+const Kernels kTable = {"avx2", false, &pack, &multiply, &finish, &moments, &absolute, &directions};
+
+}  // namespace vlarft::decode::avx2

@@ -1,0 +1,10 @@
+#define VLARFT_ISA portable
+#include "decode/cpu/operations.h"
+
+namespace vlarft::decode::portable {
+
+extern const Kernels kTable;
+const Kernels kTable = {"portable", false,    &pack,     &multiply,
+                        &finish,    &moments, &absolute, &directions};
+
+}  // namespace vlarft::decode::portable

@@ -23,7 +23,7 @@ world = build_world("small", seed=0)
 with torch.no_grad():  # spread logits: distinct members, so that no frame is rendered once for many
     for name, weight in world.transformer.named_parameters():
         weight.mul_(1 if "norm" in name else 8)
-with RolloutEngine(world, backend="native", metric="lpips-alex", memory_limit="64MiB") as warm:
+with RolloutEngine(world, backend="native", metric="lpips-alex", memory_limit="128MiB") as warm:
     frames, actions, expert = inputs(1, 1)
     warm.rollout(warm.encode(frames), actions[:, :, :1], expert[:, :1])
 del warm
@@ -38,7 +38,7 @@ print(result.stats["peak_bytes"], result.stats["planned_bytes"], plan.bytes)
 """
 
 
-@pytest.mark.parametrize(("scenes", "rollouts"), [(1, 100)])
+@pytest.mark.parametrize(("scenes", "rollouts"), [(1, 150)])
 def test_peak_memory_is_within_a_tenth_of_the_plan(scenes, rollouts):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
@@ -52,5 +52,5 @@ def test_peak_memory_is_within_a_tenth_of_the_plan(scenes, rollouts):
     )
     assert ran.returncode == 0, ran.stderr
     peak, planned = map(int, ran.stdout.split("\n")[0].split())
-    assert peak > 300 << 20, "too small a case to tell"
+    assert peak > 200 << 20, "too small a case to tell"
     assert 0.9 < peak / planned < 1.1, ran.stdout

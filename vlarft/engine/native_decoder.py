@@ -286,6 +286,11 @@ class NativeDecoder:
         held = 0 if self._canvas is None else self._canvas.nbytes
         return self._weight_bytes + held
 
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of the buffers of a full chunk."""
+        return 3 * self.chunk * self._elements * self.dtype.itemsize
+
     def release(self) -> None:
         """Drop the buffers; they are made again when needed."""
         self._canvas = None

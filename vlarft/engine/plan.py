@@ -83,6 +83,7 @@ class Footprint:
     widths: tuple[int, ...]  # block_out_channels
     metric: str
     device: str
+    canvas: int = 0  # bytes that the native decoder works in, whatever the batch; 0: torch decodes
 
     @property
     def decode_frame(self) -> int:
@@ -112,7 +113,10 @@ class Footprint:
     def metric_work(self) -> int:
         """Bytes that comparing one frame holds at once (float32)."""
         work = _METRIC_WORK.get(self.metric, _METRIC_WORK["lpips-vgg"])
-        return 4 * self.resolution**2 * work + 3 * self.metric_frame
+        # torch holds feature maps, their normalised copies and squared differences; the native
+        # comparison reads the maps alone.
+        held = 1 if self.canvas else 3
+        return 4 * self.resolution**2 * work + held * self.metric_frame
 
     @property
     def prefix_scene(self) -> int:
@@ -179,10 +183,11 @@ def judge_work(size: Footprint, scenes: int, rows: int, frames: int, limit: int)
     """
     compare = batch_size(size.metric_work, size.device, limit)
     decode = min(batch_size(size.decode_frame, size.device, limit), compare, rows * frames)
-    compare = min(compare, rows * frames)
+    compare = min(compare, decode)  # what one micro-batch rendered
     pixels = decode * 12 * size.resolution**2
+    render = 0 if size.canvas else decode * size.decode_frame
     reference = min(scenes, scenes_at_once(size, frames, limit)) * frames * size.metric_frame
-    return max(decode * size.decode_frame, compare * size.metric_work) + pixels + reference
+    return max(render, compare * size.metric_work) + size.canvas + pixels + reference
 
 
 def scenes_at_once(size: Footprint, frames: int, limit: int) -> int:

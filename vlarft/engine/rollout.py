@@ -747,6 +747,7 @@ class RolloutEngine:
             widths=tuple(tokenizer.block_out_channels),
             metric=self.metric,
             device=self.device.type,
+            canvas=self._decoder.work_bytes if isinstance(self._decoder, NativeDecoder) else 0,
         )
 
 

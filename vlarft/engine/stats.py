@@ -1,7 +1,6 @@
 """Where a rollout's time goes."""
 
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +16,12 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most that this process ever had in use."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most that this process ever had in use.
+
+    Not `ru_maxrss`: a process that was started by a larger one inherits that one's.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
 
 
 class Stopwatch:

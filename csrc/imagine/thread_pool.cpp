@@ -58,8 +58,11 @@ bool ThreadPool::take(int thread, uint64_t word) {
 }
 
 void ThreadPool::serve(int thread) {
-  while (!stop_.load(std::memory_order_acquire)) {
+  for (;;) {
+    // The word first: the destructor sets stop_ before it changes the word, so whoever sees the
+    // last word sees stop_, and whoever saw the word before it does not sleep.
     uint64_t word = word_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_acquire)) return;
     if (take(thread, word)) continue;
     int spins = 0;
     while (word_.load(std::memory_order_acquire) == word && spins < kSpins) {

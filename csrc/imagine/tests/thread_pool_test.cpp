@@ -3,6 +3,7 @@
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/tests/check.h"
@@ -49,10 +50,25 @@ void test_errors_reach_the_caller() {
   CHECK(count == 8);
 }
 
+// A worker may be anywhere in its loop, asleep or not yet started, when the pool ends.
+void test_pool_ends_at_any_moment() {
+  std::atomic<int64_t> sum{0};
+  for (int round = 0; round < 1000; ++round) {
+    ThreadPool pool(3);
+    for (int job = 0; job < round % 5; ++job) {
+      pool.run(3, [&](int64_t task, int) { sum += task; });
+    }
+    // From ending at once to ending well after the workers went to sleep (about 50 us).
+    for (int wait = 0; wait < (round % 7) * 30; ++wait) std::this_thread::yield();
+  }
+  CHECK(sum == 3 * 200 * (0 + 1 + 2 + 3 + 4));
+}
+
 }  // namespace
 
 int main() {
   test_every_task_once();
   test_more_tasks_than_a_word_counts();
   test_errors_reach_the_caller();
+  test_pool_ends_at_any_moment();
 }

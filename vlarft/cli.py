@@ -5,11 +5,10 @@ Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 stopped
 
 import difflib
 import importlib
-import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vlarft.errors import ConfigError, VlarftError
+from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer may carry its own copy of click
 _SUBCOMMANDS = {
@@ -68,10 +68,6 @@ def _group() -> None:
     """Keep a group a group, even with one command."""
 
 
-JsonFile = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
-]
 Data = Annotated[
     list[Path] | None,
     typer.Option("--data", help="LIBERO HDF5 files or folders [default: bundled episodes]."),
@@ -110,17 +106,17 @@ def demo(
     from vlarft.config import load_config
     from vlarft.demo import DemoConfig, headline, run_demo
 
-    console = _console(json_file)
+    console = console_for(json_file)
     with redirect_stdout(sys.stderr) if json_file == "-" else nullcontext():
         summary = run_demo(
             run,
             load_config(DemoConfig, config, settings or []),
             from_scratch=from_scratch,
-            command=_command(),
-            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            command=command_line(),
+            say=partial(say, console),
         )
     _done(console, headline(summary), run / "report.html")
-    _write_json(json_file, summary)
+    write_result(json_file, summary)
 
 
 @app.command()
@@ -160,14 +156,14 @@ def rft(
     from vlarft.rft.config import RFTConfig
     from vlarft.rft.run import run_rft
 
-    console, clock = _console(json_file), Stopwatch()
+    console, clock = console_for(json_file), Stopwatch()
     wanted = load_config(RFTConfig, config, settings or [])
     numbers = _numbers(seeds)
     start = policy or POLICY
     with clock("loading"):
         bench = load_bench(world or WORLD, start, data or [DEMOS], wanted.reward.metric, device)
     write_environment(run)
-    extra = {"command": _command()}
+    extra = {"command": command_line()}
     if numbers:
         summary = experiment(bench, start, run, wanted, numbers, pictures, clock, extra)
     else:
@@ -178,7 +174,7 @@ def rft(
             show_policies(bench, start, run / "policy", run, wanted, pictures)
         summary = finish(run, summary | extra, clock)
     _done(console, headline(summary), run / "report.html")
-    _write_json(json_file, summary)
+    write_result(json_file, summary)
 
 
 @eval_app.command("world-model")
@@ -217,7 +213,7 @@ def eval_world_model(
     from vlarft.engine import RolloutEngine
     from vlarft.report.environment import write_environment
 
-    console, clock = _console(json_file), Stopwatch()
+    console, clock = console_for(json_file), Stopwatch()
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     with clock("loading"):
         engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
@@ -226,15 +222,15 @@ def eval_world_model(
         quality = judge_world_model(
             engine, chosen, windows, sampling, batch=batch, progress=progress
         )
-    summary = quality.to_dict() | {"command": _command()}
+    summary = quality.to_dict() | {"command": command_line()}
     console.print(quality.table())
     for line in quality.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     if run:
         write_environment(run)
         summary = finish(run, summary, clock)
         _done(console, [], run / "report.html")
-    _write_json(json_file, summary)
+    write_result(json_file, summary)
 
 
 @app.command()
@@ -268,7 +264,7 @@ def imagine(
     from vlarft.engine import RolloutEngine
     from vlarft.report.imagination import imagine_actions, write_animation
 
-    console = _console(json_file)
+    console = console_for(json_file)
     if out.suffix not in (".gif", ".webp"):
         raise ConfigError(f"--out {out}: allowed: a name that ends in .gif or .webp")
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
@@ -276,25 +272,14 @@ def imagine(
     windows = load_windows(data or [DEMOS], split, engine.world.layout.frames)
     result = imagine_actions(engine, windows, episode, start, actions, sampling)
     write_animation(out, result.panels, scale)
-    console.print(
-        f"{result.instruction} (episode {episode}, step {start}; actions: {actions})",
-        highlight=False,
-        markup=False,
-    )
+    say(console, f"{result.instruction} (episode {episode}, step {start}; actions: {actions})")
     for frame, (l1, perceptual) in enumerate(
         zip(result.l1, result.perceptual, strict=True), start=1
     ):
-        console.print(
-            f"frame {frame}: L1 {l1:.4f}  {metric} {perceptual:.4f}  to the expert's imagination",
-            highlight=False,
-            markup=False,
-        )
-    console.print(
-        f"{out}: recorded | expert imagined | these actions imagined | difference x4",
-        highlight=False,
-        markup=False,
-    )
-    _write_json(json_file, result.to_dict() | {"file": str(out)})
+        numbers = f"L1 {l1:.4f}  {metric} {perceptual:.4f}"
+        say(console, f"frame {frame}: {numbers}  to the expert's imagination")
+    say(console, f"{out}: recorded | expert imagined | these actions imagined | difference x4")
+    write_result(json_file, result.to_dict() | {"file": str(out)})
 
 
 @weights_app.command("lpips")
@@ -315,16 +300,9 @@ def weights_lpips(
 
     present = weights_path(net)
     if file is None and present.is_file():
-        _console(None).print(
-            f"{present}: already here", highlight=False, markup=False, soft_wrap=True
-        )
+        say(Console(), f"{present}: already here")
         return
-    _console(None).print(
-        f"{install_weights(net, file)}: LPIPS weights, checked",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(Console(), f"{install_weights(net, file)}: LPIPS weights, checked")
 
 
 @app.command()
@@ -335,7 +313,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """
     from vlarft.report.build import write_report
 
-    _done(_console(None), [], write_report(run))
+    _done(Console(), [], write_report(run))
 
 
 @app.command()
@@ -348,8 +326,8 @@ def info(json_file: JsonFile = None) -> None:
     from vlarft.info import render_info
 
     if json_file != "-":
-        _console(json_file).print(render_info(), highlight=False, markup=False)
-    _write_json(json_file, collect())
+        console_for(json_file).print(render_info(), highlight=False, markup=False)
+    write_result(json_file, collect())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -409,29 +387,9 @@ def _usage(error: Any) -> str:
     return f"unknown option '{error.option_name}'{hint}; known: {', '.join([*known, '--help'])}"
 
 
-def _console(json_file: str | None) -> Console:
-    """Standard output, or standard error when standard output carries JSON."""
-    return Console(stderr=json_file == "-")
-
-
-def _write_json(json_file: str | None, content: dict[str, Any]) -> None:
-    if json_file is None:
-        return
-    text = json.dumps(content, indent=2) + "\n"
-    if json_file == "-":
-        sys.stdout.write(text)
-    else:
-        Path(json_file).write_text(text, encoding="utf-8")
-
-
 def _done(console: Console, lines: Sequence[str], path: Path) -> None:
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _command() -> str:
-    return shlex.join(["vlarft", *sys.argv[1:]])
+    for line in [*lines, f"report: {path.resolve()}"]:
+        say(console, line)
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -16,8 +16,8 @@ from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import CheckpointError, DataError
 from vlarft.eval.world_model import WorldModelReport, evaluate_world_model
+from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicy
-from vlarft.models.folder import write_json
 from vlarft.report.build import write_report
 from vlarft.report.environment import write_environment
 from vlarft.report.scenes import imagine_scenes, save_scenes

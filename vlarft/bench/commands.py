@@ -1,11 +1,10 @@
 """`vlarft bench run|compare|report|limits`."""
 
-import json
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -22,15 +21,12 @@ from vlarft.bench.runner import Request, measure
 from vlarft.bench.stages import STAGES
 from vlarft.engine.resolve import resolve_device, resolve_dtype
 from vlarft.errors import ConfigError
+from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure stages beside baselines and this machine's limits."
 )
 
-Json = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints it."),
-]
 Files = Annotated[list[Path], typer.Argument(help="Files that `vlarft bench run` wrote.")]
 _SAMPLE = ("auto", "always", "never")
 
@@ -61,7 +57,7 @@ def run_command(
     sample: Annotated[
         str, typer.Option(help="Baselines by samples: auto (when they take long), always, never.")
     ] = "auto",
-    json_file: Json = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure a stage: time, share of the machine's limit, ratios to baselines, memory.
 
@@ -81,8 +77,6 @@ def run_command(
         raise ConfigError(f"--json {json_file}: its folder does not exist")
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console(stderr=True)
-    say = _say(console)
     meter = Meter()
     results: list[Result] = []
     for size in sizes:
@@ -95,11 +89,11 @@ def run_command(
                     names,
                     rounds,
                     seed,
-                    command=shlex.join(["vlarft", *sys.argv[1:]]),
+                    command=command_line(),
                 )
-                result = measure(request, meter, say)
+                result = measure(request, meter, partial(say, Console(stderr=True)))
                 results.append(result)
-                _print_result(Console(stderr=json_file == "-"), result)
+                _print_result(console_for(json_file), result)
                 if json_file not in (None, "-"):  # what is finished is kept
                     Path(str(json_file)).write_text(dump(results), encoding="utf-8")
     if json_file == "-":
@@ -110,16 +104,16 @@ def run_command(
 def compare_command(
     a: Annotated[Path, typer.Argument(help="Results before.")],
     b: Annotated[Path, typer.Argument(help="Results after.")],
-    json_file: Json = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Two result files side by side: ratio of times, faster, slower or ambiguous, and what differs.
 
     Example: vlarft bench compare before.json after.json
     """
     found = compare(load(a), load(b))
-    console = Console(stderr=json_file == "-")
+    console = console_for(json_file)
     _print_comparison(console, found)
-    _write(json_file, found.model_dump(mode="json"))
+    write_result(json_file, found.model_dump(mode="json"))
 
 
 @app.command("report")
@@ -142,17 +136,17 @@ def report_command(
     if out is not None and out.suffix not in (".html", ".md"):
         raise ConfigError(f"-o {out}: allowed: a name that ends in .html or .md")
     results = [result for file in files for result in load(file)]
-    command = shlex.join(["vlarft", *sys.argv[1:]])
+    command = command_line()
     console = Console()
     if out is not None:
         if out.suffix == ".html":
             write_html(results, out, command)
         else:
             out.write_text(markdown(results), encoding="utf-8")
-        console.print(f"report: {out.resolve()}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"report: {out.resolve()}")
     if readme is not None:
         update_readme(readme, results)
-        console.print(f"table: {readme.resolve()}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"table: {readme.resolve()}")
 
 
 @app.command("limits")
@@ -160,7 +154,7 @@ def limits_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Measure with 1 and with this many [default: all].")
     ] = None,
-    json_file: Json = None,
+    json_file: JsonFile = None,
 ) -> None:
     """What this machine allows: memory reads, multiply-adds, matrix products.
 
@@ -169,8 +163,8 @@ def limits_command(
     meter = Meter(threads)
     counts = sorted({1, meter.threads})
     measured = [meter.limits(count) for count in counts]
-    _print_limits(Console(stderr=json_file == "-"), measured)
-    _write(json_file, {"limits": [m.to_dict() for m in measured], "machine": machine()})
+    _print_limits(console_for(json_file), measured)
+    write_result(json_file, {"limits": [m.to_dict() for m in measured], "machine": machine()})
 
 
 def _split(text: str) -> list[str]:
@@ -178,42 +172,25 @@ def _split(text: str) -> list[str]:
 
 
 def _stages(text: str) -> list[str]:
-    if text == "all":
-        return list(STAGES)
-    names = _split(text)
-    for name in names:
-        if name not in STAGES:
-            raise ConfigError(
-                f"--stage {name}: allowed: {', '.join(STAGES)}, all{near(name, STAGES)}"
-            )
-    return names
+    return list(STAGES) if text == "all" else _names("--stage", text, STAGES, "all")
 
 
 def _baselines(text: str) -> list[str]:
     known = list(dict.fromkeys(name for stage in STAGES.values() for name in stage.baselines))
     if text in ("all", "none"):
         return known if text == "all" else []
+    return _names("--baselines", text, known, "all, none")
+
+
+def _names(option: str, text: str, known: Iterable[str], words: str) -> list[str]:
+    known = list(known)
     names = _split(text)
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"--baselines {name}: allowed: all, none, {', '.join(known)}{near(name, known)}"
+                f"{option} {name}: allowed: {words}, {', '.join(known)}{near(name, known)}"
             )
     return names
-
-
-def _say(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _write(json_file: str | None, content: dict[str, Any]) -> None:
-    if json_file is None:
-        return
-    text = json.dumps(content, indent=1) + "\n"
-    if json_file == "-":
-        sys.stdout.write(text)
-    else:
-        Path(json_file).write_text(text, encoding="utf-8")
 
 
 def _print_result(console: Console, result: Result) -> None:
@@ -223,15 +200,13 @@ def _print_result(console: Console, result: Result) -> None:
     for row in engine_rows(result):
         table.add_row(*row)
     console.print(table)
-    console.print(
+    say(
+        console,
         f"{100 * result.share_of_limit:.1f}% of the limit ({result.limit_seconds:.4g} s); "
         f"{result.trajectories_per_second:.4g} trajectories/s; "
         f"peak {result.peak_bytes / 1e6:.0f} MB, planned {result.planned_bytes / 1e6:.0f} MB; "
         f"output {result.output_hash or 'not hashed'}; rounds dropped: {result.rounds_dropped}"
         + ("; THE MACHINE WAS BUSY ALL THE TIME" if result.disturbed else ""),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -253,15 +228,17 @@ def _print_comparison(console: Console, found: Comparison) -> None:
             d.verdict,
         )
     console.print(table)
-    say = _say(console)
     for d in found.differences:
         for warning in d.warnings:
-            say(f"{d.name}: {warning}")
+            say(console, f"{d.name}: {warning}")
     for where, names in (("A", found.only_a), ("B", found.only_b)):
         for name in names:
-            say(f"{name}: only in {where}")
+            say(console, f"{name}: only in {where}")
     if not found.differences:
-        say("nothing to compare: no case, stage, backend, device and dtype is in both files")
+        say(
+            console,
+            "nothing to compare: no case, stage, backend, device and dtype is in both files",
+        )
 
 
 def _print_limits(console: Console, measured: Sequence[Limits]) -> None:

@@ -1,7 +1,6 @@
 """`vlarft data inspect|subset|render|stats`."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,22 +24,21 @@ from vlarft.data.render import CAMERA_FIELD, render_files
 from vlarft.data.statistics import Statistics, compute_statistics
 from vlarft.data.subset import subset_files
 from vlarft.errors import ConfigError, DataError
+from vlarft.terminal import JsonFile, write_result
 
 app = typer.Typer(no_args_is_help=True, help="LIBERO demonstrations: look, cut, draw, measure.")
 
 Paths = Annotated[list[Path], typer.Argument(help="HDF5 files or folders of them.")]
 Camera = Annotated[str, typer.Option(help="agentview_rgb or eye_in_hand_rgb.")]
-Json = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints it."),
-]
 
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 PROPRIOCEPTION_NAMES = ("x", "y", "z", "ax", "ay", "az", "finger 1", "finger 2")
 
 
 @app.command("inspect")
-def inspect_command(paths: Paths, camera: Camera = "agentview_rgb", json_file: Json = None) -> None:
+def inspect_command(
+    paths: Paths, camera: Camera = "agentview_rgb", json_file: JsonFile = None
+) -> None:
     """Read every array of the files, check it, and say what is there.
 
     Example: vlarft data inspect vlarft/assets/demos/libero_object_64
@@ -61,7 +59,7 @@ def subset_command(
         float | None, typer.Option(help="Refuse a larger result, in 10^6 bytes.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-    json_file: Json = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Copy the first episodes of each split of each file, losslessly and much smaller.
 
@@ -96,7 +94,7 @@ def render_command(
     limit: Annotated[int | None, typer.Option(help="Only the first episodes of each file.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes; one file each.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-    json_file: Json = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Draw recorded simulator states (NAME_states.hdf5 to NAME_demo.hdf5); needs vlarft[libero].
 
@@ -134,7 +132,7 @@ def render_command(
 def stats_command(
     paths: Paths,
     split: Annotated[str, typer.Option(help="train, val or all.")] = "train",
-    json_file: Json = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Quantiles and ranges of actions and proprioception, as models store them.
 
@@ -152,10 +150,7 @@ def _result(value: Any, json_file: str | None, table: Callable[[], Table]) -> No
     """Print a table, or JSON alone when it goes to standard output."""
     if json_file != "-":
         Console().print(table())
-    if json_file == "-":
-        typer.echo(json.dumps(value, indent=1))
-    elif json_file is not None:
-        Path(json_file).write_text(json.dumps(value, indent=1) + "\n")
+    write_result(json_file, value)
 
 
 @contextlib.contextmanager

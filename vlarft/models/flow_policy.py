@@ -22,8 +22,9 @@ from vlarft.data.actions import ActionNormalizer, ProprioceptionNormalizer
 from vlarft.data.libero import ORIENTATION
 from vlarft.data.statistics import Statistics
 from vlarft.errors import CheckpointError, ConfigError, DataError, ShapeError
+from vlarft.files import write_json
 from vlarft.models.flow_head import Conditions, DiT, FlowHead, HeadConfig, ScalarProjector
-from vlarft.models.folder import load_strict, read_json, read_tensors, write_json, write_tensors
+from vlarft.models.folder import load_strict, read_json, read_tensors, write_tensors
 from vlarft.models.policy import Indices, LogProb, Observation, Proposal, as_indices
 from vlarft.models.sigma_net import SigmaNet
 from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig

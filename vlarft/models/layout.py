@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from vlarft.config import Config, load_config
 from vlarft.data.actions import ActionBinner
-from vlarft.models.folder import read_json, write_json
+from vlarft.files import write_json
+from vlarft.models.folder import read_json
 
 
 class Layout(Config):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vlarft.config import Config, load_config
 from vlarft.errors import ConfigError, DtypeError, ShapeError
+from vlarft.files import write_json
 from vlarft.models.autoencoder import CROSS_ATTENTION_GROUPS, Decoder, Encoder, KeyValue
-from vlarft.models.folder import load_strict, read_json, read_tensors, write_json, write_tensors
+from vlarft.models.folder import load_strict, read_json, read_tensors, write_tensors
 from vlarft.models.fsq import FSQ, OFFICIAL_LEVELS
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

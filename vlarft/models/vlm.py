@@ -28,8 +28,9 @@ from transformers import (
 
 from vlarft.config import Config, load_config
 from vlarft.errors import CheckpointError, ConfigError
+from vlarft.files import write_json
 from vlarft.models.attention import Attention, require_attention
-from vlarft.models.folder import load_strict, read_json, read_tensors, write_json, write_tensors
+from vlarft.models.folder import load_strict, read_json, read_tensors, write_tensors
 from vlarft.models.policy import Observation
 
 PROMPT = (

@@ -11,7 +11,7 @@ from vlarft.config import dump_config
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError
-from vlarft.models.folder import write_json
+from vlarft.files import write_json
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import paired_difference, paired_interval
 from vlarft.rft.policy import TrainablePolicy
@@ -56,6 +56,7 @@ def run_experiment(
     module = as_module(policy)
     base = {name: value.clone() for name, value in module.state_dict().items()}
     arms: dict[str, list[RunResult]] = {"control": [], "treatment": []}
+    before = None  # every run starts from the same policy: the first one evaluates it
     for seed in seeds:
         for arm, results in arms.items():
             module.load_state_dict(base)
@@ -63,17 +64,18 @@ def run_experiment(
                 update={"seed": seed, "control": "permuted" if arm == "control" else "none"}
             )
             folder = run / f"seed-{seed}" / arm
-            results.append(
-                run_rft(
-                    engine,
-                    policy,
-                    training,
-                    validation,
-                    folder,
-                    arm_config,
-                    title=f"{arm} seed {seed}",
-                )
+            result = run_rft(
+                engine,
+                policy,
+                training,
+                validation,
+                folder,
+                arm_config,
+                before=before,
+                title=f"{arm} seed {seed}",
             )
+            results.append(result)
+            before = result.before
     dump_config(config, run / "config.yaml")
     treatment, control = (_stacked(arms[arm], "distance") for arm in ("treatment", "control"))
     episodes = arms["treatment"][0].before.episode

@@ -14,7 +14,7 @@ from vlarft.config import dump_config
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError, DataError
-from vlarft.models.folder import write_json
+from vlarft.files import write_json
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import Evaluation, evaluate_policy, spread_windows
 from vlarft.rft.metrics import Metrics, MetricsFile, StepProgress, flat_numbers, open_sinks
@@ -48,6 +48,7 @@ def run_rft(
     run: Path,
     config: RFTConfig,
     *,
+    before: Evaluation | None = None,
     title: str = "rft",
 ) -> RunResult:
     """Fine-tune `policy` in place; continue from the newest checkpoint in `run` when there is one.
@@ -62,6 +63,7 @@ def run_rft(
         validation: windows of other episodes, for `evaluate_policy` only.
         run: run folder, made when missing.
         config: the run; must be the checkpoint's when resuming.
+        before: evaluation of this very policy on these windows, when the caller has one.
         title: name in progress lines.
 
     Raises:
@@ -107,7 +109,7 @@ def run_rft(
             {
                 **trainer.state(),
                 "metrics_offset": file.sync(),
-                "before": before.to_state(),
+                "before": first.to_state(),
                 "after": after.to_state(),
                 "after_step": after_step,
                 "seconds": seconds,
@@ -116,13 +118,13 @@ def run_rft(
 
     try:
         if state is None:
-            before = after = evaluate()
-            after_step = 0
+            first = before or evaluate()
+            after, after_step = first, 0
             trainer.noise_floor = trainer.measure_noise_floor()
-            write({"step": 0, "noise_floor": trainer.noise_floor, **before.means()})
+            write({"step": 0, "noise_floor": trainer.noise_floor, **first.means()})
             save()
         else:
-            before, after = Evaluation(**state["before"]), Evaluation(**state["after"])
+            first, after = Evaluation(**state["before"]), Evaluation(**state["after"])
             after_step = state["after_step"]
         with StepProgress(title, config.steps, trainer.step) as progress, _stop_request() as stop:
             while trainer.step < config.steps:
@@ -152,13 +154,13 @@ def run_rft(
         "control": config.control,
         "metric": config.reward.metric,
         "windows": len(indices),
-        "episodes": len(set(before.episode.tolist())),
+        "episodes": len(set(first.episode.tolist())),
         "noise_floor": trainer.noise_floor,
-        **before_after([before], [after]),
+        **before_after([first], [after]),
         "seconds": seconds,
     }
     write_json(run / "summary.json", summary)
-    return RunResult(before, after, seconds, summary)
+    return RunResult(first, after, seconds, summary)
 
 
 def _check_apart(training: Windows, validation: Windows) -> None:

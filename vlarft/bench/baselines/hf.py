@@ -30,14 +30,19 @@ class DynamicLoop(TokenLoop):
         return cache
 
 
-def build(context: Context) -> Prepared:
-    """Prepare it.
+def prepare(context: Context, kind: type[DynamicLoop]) -> Prepared:
+    """Prepare a loop of this kind.
 
     Raises:
         Skip: its cache does not fit in memory.
     """
     model = model_in(context)
-    loop = DynamicLoop(context, model)
+    loop = kind(context, model)
     require_cache(model, loop.rows, loop.schedule.total, copies=2)
     loop.decide()
     return Prepared(loop, notes={"transformers": transformers.__version__, "attention": "sdpa"})
+
+
+def build(context: Context) -> Prepared:
+    """Prepare it; raises as `prepare`."""
+    return prepare(context, DynamicLoop)

@@ -5,12 +5,9 @@ shared. Within a frame the cache is kept.
 """
 
 import torch
-import transformers
 from torch import Tensor
 
-from vlarft.bench.baselines.hf import DynamicLoop
-from vlarft.bench.baselines.loop import model_in
-from vlarft.bench.baselines.memory import require_cache
+from vlarft.bench.baselines.hf import DynamicLoop, prepare
 from vlarft.bench.measure import Context, Prepared
 
 
@@ -25,13 +22,5 @@ class RepeatedPrefillLoop(DynamicLoop):
 
 
 def build(context: Context) -> Prepared:
-    """Prepare it.
-
-    Raises:
-        Skip: its cache does not fit in memory.
-    """
-    model = model_in(context)
-    loop = RepeatedPrefillLoop(context, model)
-    require_cache(model, loop.rows, loop.schedule.total, copies=2)
-    loop.decide()
-    return Prepared(loop, notes={"transformers": transformers.__version__, "attention": "sdpa"})
+    """Prepare it; raises as `prepare`."""
+    return prepare(context, RepeatedPrefillLoop)

@@ -1,0 +1,39 @@
+"""What every command of `vlarft` prints and writes: lines, tables, JSON."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
+]
+
+
+def console_for(json_file: str | None) -> Console:
+    """Standard output, or standard error when standard output carries JSON."""
+    return Console(stderr=json_file == "-")
+
+
+def say(console: Console, line: str) -> None:
+    """One line as it is: not wrapped, no colours, no markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def write_result(json_file: str | None, content: Any) -> None:
+    """The value of `--json`: nothing, standard output, or a file in a folder that exists."""
+    text = json.dumps(content, indent=2) + "\n"
+    if json_file == "-":
+        sys.stdout.write(text)
+    elif json_file is not None:
+        Path(json_file).write_text(text, encoding="utf-8")
+
+
+def command_line() -> str:
+    """The command that is running, as a shell takes it."""
+    return shlex.join(["vlarft", *sys.argv[1:]])

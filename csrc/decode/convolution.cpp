@@ -17,18 +17,10 @@ constexpr int64_t kTileFloats = 1 << 16;  // sums of a tile: 256 KiB, which stay
 constexpr int64_t kTileColumns = 64;
 constexpr int64_t kMomentPixels = 256;  // a fixed block: its sums must not depend on the threads
 
-int64_t parts_of(int64_t n, int64_t most) { return (n + most - 1) / most; }
-
 // Where an output of parity `phase` finds the 3 taps of one axis among 2 source pixels.
 int64_t folded(int64_t phase, int64_t tap) { return (phase + tap + 1) / 2 - phase; }
 
 }  // namespace
-
-void Workers::reserve(int64_t bytes) {
-  for (imagine::Buffer& buffer : scratch) {
-    if (buffer.bytes() < bytes) buffer = imagine::Buffer(bytes);
-  }
-}
 
 void group_norm(Workers& workers, const Kernels& kernels, const Images& x, const float* weight,
                 const float* bias, int64_t groups, double eps, float* scale, float* shift) {
@@ -38,11 +30,9 @@ void group_norm(Workers& workers, const Kernels& kernels, const Images& x, const
   workers.pool.run(x.images * blocks, [&](int64_t task, int) {
     const int64_t image = task / blocks, first = task % blocks * kMomentPixels;
     const int64_t at = (image * pixels + first) * channels;
-    const void* from = x.narrow ? static_cast<const void*>(static_cast<uint16_t*>(x.data) + at)
-                                : static_cast<float*>(x.data) + at;
     float* const mean = moments.data() + task * 2 * channels;
-    kernels.moments({from, x.narrow, channels}, std::min(kMomentPixels, pixels - first), channels,
-                    mean, mean + channels);
+    kernels.moments({x.at(at), x.narrow, channels}, std::min(kMomentPixels, pixels - first),
+                    channels, mean, mean + channels);
   });
   const int64_t width = channels / groups;
   for (int64_t image = 0; image < x.images; ++image) {
@@ -84,6 +74,10 @@ Convolution::Convolution(const float* weight, const float* bias, int64_t out, in
       pairs_(narrow && kernels.pairs),
       kernels_(kernels),
       bias_(bias, bias + out) {
+  if (size == 3 && !upsample && !narrow && Winograd::pays(out, in)) {
+    winograd_ = std::make_unique<Winograd>(weight, bias, out, in, kernels);
+    return;
+  }
   depth_ = pairs_ ? 2 * kDepth : kDepth;  // input channels of one part
   parts_ = parts_of(in, depth_);
   const int64_t panels = parts_of(out, kPanel), edge = upsample ? 2 : size;
@@ -147,6 +141,7 @@ Convolution::Tile Convolution::tile(const Images& x, int threads) const {
 
 void Convolution::run(Workers& workers, const Images& x, const Images& out,
                       const Surroundings& around) const {
+  if (winograd_) return winograd_->run(workers, x, out, around);
   const Tile most = tile(x, workers.pool.size());
   const int64_t border = size_ == 3 ? 1 : 0, panels = parts_of(out_, kPanel);
   const int64_t packed_width = most.columns + 2 * border, row_units = packed_width * kDepth;
@@ -172,27 +167,9 @@ void Convolution::run(Workers& workers, const Images& x, const Images& out,
     float* const c = packed + round_up(packed_units, kGroup);
     for (int64_t part = 0; part < parts_; ++part) {
       const int64_t first = part * depth_, channels = std::min(depth_, in_ - first);
-      for (int64_t r = 0; r < rows + 2 * border; ++r) {
-        const int64_t y = y0 + r - border;
-        float* const line = packed + r * row_units;
-        const int64_t left = std::max<int64_t>(0, x0 - border);
-        const int64_t right = std::min(x.width, x0 + columns + border);
-        if (y < 0 || y >= x.height) {
-          std::fill_n(line, row_units, 0.0F);
-          continue;
-        }
-        std::fill_n(line, (left - x0 + border) * kDepth, 0.0F);
-        float* const end = line + (right - x0 + border) * kDepth;
-        std::fill(end, line + (columns + 2 * border) * kDepth, 0.0F);
-        const int64_t at = ((image * x.height + y) * x.width + left) * in_ + first;
-        const void* from = x.narrow ? static_cast<const void*>(static_cast<uint16_t*>(x.data) + at)
-                                    : static_cast<float*>(x.data) + at;
-        const int64_t moved = image * in_ + first;
-        kernels_.pack({from, x.narrow, in_}, right - left, channels,
-                      around.scale == nullptr ? nullptr : around.scale + moved,
-                      around.scale == nullptr ? nullptr : around.shift + moved, around.before,
-                      pairs_, line + (left - x0 + border) * kDepth);
-      }
+      pack_region(kernels_, x, around,
+                  {image, y0 - border, x0 - border, rows + 2 * border, columns + 2 * border}, first,
+                  channels, pairs_, packed, row_units);
       for (int64_t phase = 0; phase < phases_; ++phase) {
         for (int64_t panel = 0; panel < panels; ++panel) {
           const int64_t groups = std::min(kPanel, padded_ - panel * kPanel) / kGroup;

@@ -4,60 +4,32 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
+#include <memory>
 #include <vector>
 
-#include "decode/cpu/kernels.h"
-#include "imagine/memory.h"
-#include "imagine/thread_pool.h"
+#include "decode/surroundings.h"
+#include "decode/winograd.h"
 
 namespace vlarft::decode {
-
-// Threads and their scratch memory; one operation at a time.
-class Workers {
- public:
-  explicit Workers(int threads) : pool(threads), scratch(static_cast<size_t>(threads)) {}
-
-  // At least `bytes` for every thread, kept for the next operation.
-  void reserve(int64_t bytes);
-
-  imagine::ThreadPool pool;
-  std::vector<imagine::Buffer> scratch;
-  std::mutex busy;
-};
-
-// Images [image][row][column][channel], compact; float32, or bfloat16 when `narrow`.
-struct Images {
-  void* data;
-  bool narrow;
-  int64_t images, height, width, channels;
-};
 
 // GroupNorm as one factor and one summand a channel: x * scale + shift, both [image][channel].
 void group_norm(Workers& workers, const Kernels& kernels, const Images& x, const float* weight,
                 const float* bias, int64_t groups, double eps, float* scale, float* shift);
-
-struct Surroundings {
-  const float* scale = nullptr;  // of the input, [image][channel], with `shift`; or null
-  const float* shift = nullptr;
-  Activation before = Activation::kNone;  // of the input, after scale and shift
-  Activation after = Activation::kNone;   // of the output, before the residual
-  const void* residual = nullptr;         // layout and type of the output; or null
-};
 
 class Convolution {
  public:
   // `weight` [out][in][size][size]; size 1, or 3 with zero padding. `upsample`: the input is
   // enlarged by 2 (nearest) first, which folds into four 2x2 convolutions: each output parity sees
   // two source rows and columns, with the weights of a source pixel's copies summed.
-  // `narrow` rounds the (summed) weights and the activated input to bfloat16.
+  // `narrow` rounds the (summed) weights and the activated input to bfloat16. In float32, size 3
+  // without upsampling goes by Winograd's transforms where they pay.
   Convolution(const float* weight, const float* bias, int64_t out, int64_t in, int64_t size,
               bool upsample, bool narrow, const Kernels& kernels);
 
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
   int64_t scale() const { return upsample_ ? 2 : 1; }
-  int64_t weight_bytes() const { return weights_.bytes(); }
+  int64_t weight_bytes() const { return winograd_ ? winograd_->weight_bytes() : weights_.bytes(); }
   const Kernels& kernels() const { return kernels_; }
 
   // Output pixels do not depend on the other images, the tiles or the threads, bit for bit.
@@ -77,6 +49,7 @@ class Convolution {
   imagine::Buffer weights_;      // [phase][panel][part][tap][unit][16 * group]
   std::vector<int64_t> begins_;  // where [phase][panel][part] begins, in units
   std::vector<float> bias_;
+  std::unique_ptr<Winograd> winograd_;  // instead of the weights, where it pays
 };
 
 }  // namespace vlarft::decode

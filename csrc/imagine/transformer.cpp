@@ -85,6 +85,15 @@ void Cache::write(int64_t layer, int64_t head, int64_t position, const float* ke
   const int64_t tile = position / kTile;
   std::byte* value_tile = base + (key_elements_ + tile * kTile * value_dim_) * element_;
   const int64_t stride = value_panel_stride(tile);
+  if (storage_ == Storage::kFloat32) {
+    auto* const keys = reinterpret_cast<float*>(key_panel) + position % kPanel;
+    auto* const values = reinterpret_cast<float*>(value_tile) + position % kTile * kPanel;
+    for (int64_t d = 0; d < dim_; ++d) keys[d * kPanel] = key[d];
+    for (int64_t d = 0; d < dim_; d += kPanel) {
+      std::copy_n(value + d, std::min(kPanel, dim_ - d), values + d / kPanel * stride);
+    }
+    return;
+  }
   for (int64_t d = 0; d < dim_; ++d) {
     put(key_panel, panel_index(d, position % kPanel, storage_), key[d], storage_);
     put(value_tile, d / kPanel * stride + panel_index(position % kTile, d % kPanel, storage_),

@@ -1,18 +1,46 @@
 """LPIPS on the CPU: the compare stage of `backend="native"`.
 
-Feature maps are kept as the backbone gives them; a pair's distance normalises, subtracts, squares,
-weighs and averages in one pass over both maps (csrc/compare), so normalised copies never exist.
+3x3 convolutions run in csrc/decode with their bias and ReLU, a few images at a time; other layers
+are torch's. Feature maps are kept as the backbone gives them; a pair's distance normalises,
+subtracts, squares, weighs and averages in one pass over both maps (csrc/compare), so normalised
+copies never exist.
 """
 
 import copy
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from vlarft import _native
+from vlarft.engine.native_decoder import pack
 from vlarft.engine.team import Team
 from vlarft.models.lpips import LPIPS
+
+_CHUNK_BYTES = 16 << 20  # largest feature map of the images that pass together
+
+
+class _ConvolutionRelu:
+    """A 3x3 convolution and the ReLU after it, on [B,h,w,C]."""
+
+    def __init__(self, conv: nn.Conv2d, team: Team) -> None:
+        self._conv, self._width, self._team = pack(conv, torch.float32), conv.out_channels, team
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = torch.empty(*x.shape[:3], self._width)
+        self._conv.run(self._team.workers, x, out, after="relu")
+        return out
+
+
+class _Plain:
+    """A layer of torch on [B,h,w,C]; the ReLU after a convolution overwrites its output."""
+
+    def __init__(self, layer: nn.Module, relu: bool) -> None:
+        self._layer, self._relu = copy.deepcopy(layer), relu
+        self._layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = self._layer(x.permute(0, 3, 1, 2))
+        return (y.relu_() if self._relu else y).permute(0, 2, 3, 1).contiguous()
 
 
 class NativeLPIPS:
@@ -24,14 +52,16 @@ class NativeLPIPS:
     """
 
     def __init__(self, lpips: LPIPS, team: Team) -> None:
-        self._team, self._taps = team, set(lpips.taps)
-        layers = copy.deepcopy(lpips.features_net)
-        layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for one, next_one in pairwise(layers):
-            if isinstance(next_one, nn.ReLU):
-                assert isinstance(one, nn.Conv2d)
-                next_one.inplace = True  # a convolution's output has no other reader
-        self._layers = layers
+        self._team = team
+        self._layers: list[tuple[_ConvolutionRelu | _Plain, bool]] = []  # and whether it is a tap
+        layers = list(lpips.features_net)
+        for i, layer in enumerate(layers):
+            relu = i + 1 < len(layers) and isinstance(layers[i + 1], nn.ReLU)
+            tap = i + int(relu) in lpips.taps
+            if relu and isinstance(layer, nn.Conv2d) and _plain_3x3(layer):
+                self._layers.append((_ConvolutionRelu(layer, team), tap))
+            elif not isinstance(layer, nn.ReLU):  # a ReLU went with its convolution
+                self._layers.append((_Plain(layer, relu), tap))
         self._weights = [w.detach().float().contiguous() for w in lpips.lins]
         # (2 x - 1 - shift) / scale
         self._factor = 2 / lpips.scale
@@ -39,13 +69,19 @@ class NativeLPIPS:
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images [B,3,H,W] in [0,1] -> feature maps of every tap, float32 [B,h w,C]."""
-        x = torch.addcmul(self._summand, images, self._factor)
-        x = x.contiguous(memory_format=torch.channels_last)
+        first = 4 * 64 * images.shape[2] * images.shape[3]  # bytes of one image's first map
+        parts = [self._some(part) for part in images.split(max(1, _CHUNK_BYTES // first))]
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _some(self, images: Tensor) -> list[Tensor]:
+        x = torch.addcmul(self._summand, images, self._factor).permute(0, 2, 3, 1).contiguous()
         out = []
-        for i, layer in enumerate(self._layers):
+        for layer, tap in self._layers:
             x = layer(x)
-            if i in self._taps:
-                out.append(x.permute(0, 2, 3, 1).contiguous().flatten(1, 2))
+            if tap:
+                out.append(x.flatten(1, 2))
         return out
 
     def pairs(
@@ -67,3 +103,7 @@ class NativeLPIPS:
         for x, y, weight in zip(images[1], reference[1], self._weights, strict=True):
             _native.perceptual(workers, x, y, weight, image, target, far)
         return near, far.masked_fill_(near == 0, 0.0)
+
+
+def _plain_3x3(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)

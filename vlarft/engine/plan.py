@@ -19,6 +19,8 @@ _LIMIT_SHARE = 8  # ... and at most this part of the memory limit
 _TAPS = {"lpips-alex": 12, "lpips-squeeze": 40, "lpips-vgg": 122}
 _METRIC_WORK = {"lpips-alex": 24, "lpips-squeeze": 100, "lpips-vgg": 256}
 _METRIC_BYTES = {"lpips-alex": 10 << 20, "lpips-squeeze": 3 << 20, "lpips-vgg": 59 << 20}
+# ... with weights transformed for the native convolutions.
+_NATIVE_METRIC_BYTES = {"lpips-alex": 36 << 20, "lpips-squeeze": 3 << 20, "lpips-vgg": 225 << 20}
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,7 @@ def free_memory(device: torch.device) -> int:
     return max(0, int(free * _SHARE_OF_FREE))
 
 
-def metric_bytes(metric: str) -> int:
+def metric_bytes(metric: str, native: bool) -> int:
     """Bytes of a metric's weights, known before they are loaded."""
-    return _METRIC_BYTES.get(metric, _METRIC_BYTES["lpips-vgg"])
+    known = _NATIVE_METRIC_BYTES if native else _METRIC_BYTES
+    return known.get(metric, known["lpips-vgg"])

@@ -618,7 +618,7 @@ class RolloutEngine:
             if isinstance(self._decoder, NativeDecoder):
                 path += f", {self._decoder.kernels} convolutions in decode"
             if isinstance(self._metric_source, str):
-                path += ", torch convolutions and native distances in compare"
+                path += " and compare"
             return path
         return "reference: plain PyTorch"
 
@@ -722,6 +722,7 @@ class RolloutEngine:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
         held: list[Tensor] = list(self._plain_decoder.parameters())
         own = self._decoder.nbytes if isinstance(self._decoder, NativeDecoder) else 0
+        native = self.backend == "native" and isinstance(self._metric_source, str)
         if isinstance(self._weights, Generator):
             own += self._weights.nbytes
         else:
@@ -730,7 +731,7 @@ class RolloutEngine:
             held += list(self.world.tokenizer.parameters())
         held += [p for p in self.world.transformer.parameters() if p.device == self.device]
         return planning.Footprint(
-            weights=own + sum(t.nbytes for t in held) + planning.metric_bytes(self.metric),
+            weights=own + sum(t.nbytes for t in held) + planning.metric_bytes(self.metric, native),
             element=self.dtype.itemsize,
             layers=int(config.num_hidden_layers),
             heads=self._weights.heads,

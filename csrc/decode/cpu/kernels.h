@@ -37,6 +37,16 @@ struct Kernels {
                    int64_t units, const void* weights, int64_t groups, int64_t pixels, bool pairs,
                    float* c, int64_t c_stride, bool add);
 
+  // A row of Winograd tiles (csrc/decode/winograd.h), `columns` of them side by side, at 36 points:
+  // points[point * plane + tile * kDepth + unit] from packed[6 rows][4 * columns + 2][kDepth].
+  void (*to_points)(const float* packed, int64_t row_units, int64_t columns, float* points,
+                    int64_t plane);
+
+  // And back: c[4 rows][4 * columns pixels][kPanel], `groups` of 16 channels, from
+  // points[point * plane + tile * stride + channel].
+  void (*from_points)(const float* points, int64_t plane, int64_t stride, int64_t columns,
+                      int64_t groups, float* c, int64_t c_row);
+
   // out = activation(c + bias) + residual. `residual` has the layout of `out`, or is null.
   void (*finish)(const float* c, int64_t c_stride, int64_t pixels, int64_t channels,
                  const float* bias, Activation activation, const void* residual, void* out,

@@ -227,6 +227,85 @@ static inline void multiply(const void* packed, const int64_t* taps, int64_t tap
   panel<Singles>(x, taps, tap_count, units, w, groups, pixels, c, c_stride, add);
 }
 
+// Six inputs of one axis at the points 0, a, -a, b, -b and infinity, a = 5/8, b = 3/2: rows of B^T,
+// unscaled, so that every coefficient is exact.
+VLARFT_INLINE void points_of(const F16* x, int64_t stride, F16* out, int64_t out_stride) {
+  constexpr float a = 0.625F, b = 1.5F, aa = a * a, bb = b * b;
+  const F16 x0 = x[0], x1 = x[stride], x2 = x[2 * stride], x3 = x[3 * stride], x4 = x[4 * stride],
+            x5 = x[5 * stride];
+  const F16 even_a = x4 - bb * x2, odd_a = a * (x3 - bb * x1);
+  const F16 even_b = x4 - aa * x2, odd_b = b * (x3 - aa * x1);
+  out[0] = (aa * bb) * x0 - (aa + bb) * x2 + x4;
+  out[out_stride] = even_a + odd_a;
+  out[2 * out_stride] = even_a - odd_a;
+  out[3 * out_stride] = even_b + odd_b;
+  out[4 * out_stride] = even_b - odd_b;
+  out[5 * out_stride] = (aa * bb) * x1 - (aa + bb) * x3 + x5;
+}
+
+// Four outputs of one axis from six points: A^T.
+VLARFT_INLINE void outputs_of(const F16* m, int64_t stride, F16* out, int64_t out_stride) {
+  constexpr float a = 0.625F, b = 1.5F, aa = a * a, bb = b * b;
+  const F16 sum_a = m[stride] + m[2 * stride], gap_a = m[stride] - m[2 * stride];
+  const F16 sum_b = m[3 * stride] + m[4 * stride], gap_b = m[3 * stride] - m[4 * stride];
+  out[0] = m[0] + sum_a + sum_b;
+  out[out_stride] = a * gap_a + b * gap_b;
+  out[2 * out_stride] = aa * sum_a + bb * sum_b;
+  out[3 * out_stride] = (a * aa) * gap_a + (b * bb) * gap_b + m[5 * stride];
+}
+
+static inline void to_points(const float* packed, int64_t row_units, int64_t columns, float* points,
+                             int64_t plane) {
+  for (int64_t lane = 0; lane < kDepth; lane += 16) {
+    F16 t[6][6];  // [vertical point][column]
+    const auto vertical = [&](int64_t column, int place) {
+      F16 x[6];
+      for (int64_t r = 0; r < 6; ++r)
+        x[r] = load16(packed + r * row_units + column * kDepth + lane);
+      points_of(x, 1, &t[0][place], 6);
+    };
+    vertical(0, 4);
+    vertical(1, 5);
+    for (int64_t tile = 0; tile < columns; ++tile) {
+      for (auto& row : t) row[0] = row[4], row[1] = row[5];  // neighbours share two columns
+      for (int place = 2; place < 6; ++place) vertical(4 * tile + place, place);
+      float* to = points + tile * kDepth + lane;
+      for (auto& row : t) {
+        F16 y[6];
+        points_of(row, 1, y, 1);
+        for (const F16& one : y) {
+          store16(to, one);
+          to += plane;
+        }
+      }
+    }
+  }
+}
+
+static inline void from_points(const float* points, int64_t plane, int64_t stride, int64_t columns,
+                               int64_t groups, float* c, int64_t c_row) {
+  for (int64_t tile = 0; tile < columns; ++tile) {
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* from = points + tile * stride + group * 16;
+      F16 t[6][4];  // [vertical point][column]
+      for (auto& row : t) {
+        F16 m[6];
+        for (F16& one : m) {
+          one = load16(from);
+          from += plane;
+        }
+        outputs_of(m, 1, row, 1);
+      }
+      for (int64_t x = 0; x < 4; ++x) {
+        F16 y[4];
+        outputs_of(&t[0][x], 4, y, 1);
+        float* const to = c + (4 * tile + x) * kPanel + group * 16;
+        for (int64_t r = 0; r < 4; ++r) store16(to + r * c_row, y[r]);
+      }
+    }
+  }
+}
+
 static inline void finish(const float* c, int64_t c_stride, int64_t pixels, int64_t channels,
                           const float* bias, Activation activation, const void* residual, void* out,
                           bool narrow, int64_t out_stride) {

@@ -4,7 +4,7 @@
 namespace vlarft::decode::portable {
 
 extern const Kernels kTable;
-const Kernels kTable = {"portable", false,    &pack,     &multiply,
-                        &finish,    &moments, &absolute, &directions};
+const Kernels kTable = {"portable",   false,   &pack,    &multiply, &to_points,
+                        &from_points, &finish, &moments, &absolute, &directions};
 
 }  // namespace vlarft::decode::portable

@@ -119,7 +119,12 @@ int main() {
     const Kernels& table = kernels(name);
     CHECK(name == "amx" || name == table.name);
     test_convolution(table, 3, 5, 3, false, 4, 3, 1);
+    test_convolution(table, 31, 70, 3, false, 5, 9, 2);
+    // By Winograd's transforms: edges that are no multiples of a tile, parts of channels, several
+    // images in a block, several blocks of an image.
     test_convolution(table, 40, 70, 3, false, 5, 9, 2);
+    test_convolution(table, 32, 130, 3, false, 4, 3, 1);
+    test_convolution(table, 96, 33, 3, false, 30, 75, 2);
     test_convolution(table, 65, 32, 3, true, 3, 5, 2);
     test_convolution(table, 33, 48, 1, false, 6, 70, 2);
     test_distances(table, 37, 64);

@@ -308,8 +308,11 @@ static inline void pack_floats(const float* x, int64_t x_stride, int64_t m, int6
   for (int64_t r = 0; r < m; ++r) {
     for (int64_t k = first; k < first + n;) {
       const int64_t room = least(kTile - k % kTile, first + n - k);
-      __builtin_memcpy(out + k / kTile * tile_stride + r * kTileStride + k % kTile,
-                       x + r * x_stride + (k - first), static_cast<size_t>(room) * sizeof(float));
+      float* const to = out + k / kTile * tile_stride + r * kTileStride + k % kTile;
+      const float* const from = x + r * x_stride + (k - first);
+      int64_t i = 0;  // short copies of unknown length: a call would take longer than they do
+      for (; i + 16 <= room; i += 16) store16(to + i, load16(from + i));
+      for (; i < room; ++i) to[i] = from[i];
       k += room;
     }
   }

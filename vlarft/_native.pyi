@@ -139,6 +139,18 @@ class Imaginer:
         keeps_logits: bool,
         threads: int,
     ) -> dict[str, int]: ...
+    def scenes_at_once(
+        self,
+        *,
+        scenes: int,
+        rows: int,
+        prompt: int,
+        frames: int,
+        action_dim: int,
+        frame_tokens: int,
+    ) -> int:
+        """Scenes imagined together: as many as a processor's cache holds beside the weights."""
+
     def pass_seconds(self, tokens: int, *, threads: int) -> float:
         """Seconds of one pass of `tokens` neighbouring tokens, the best of three."""
 

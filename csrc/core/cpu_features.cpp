@@ -1,6 +1,8 @@
 #include "core/cpu_features.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <fstream>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -62,5 +64,20 @@ std::vector<std::string> cpu_features() {
 #else
 std::vector<std::string> cpu_features() { return {}; }
 #endif
+
+int64_t last_level_cache() {
+  // sysconf() may tell the sum of all caches of a socket; the kernel tells the one of this
+  // processor.
+  int64_t largest = 0;
+  for (int index = 0; index < 8; ++index) {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) +
+                       "/size");
+    int64_t size = 0;
+    char unit = 0;
+    if (!(file >> size >> unit)) break;
+    largest = std::max(largest, size << (unit == 'M' ? 20 : 10));
+  }
+  return largest;
+}
 
 }  // namespace vlarft

@@ -16,6 +16,19 @@ bool all_finite(const float* x, int64_t n) {
 
 }  // namespace
 
+Stats& Stats::operator+=(const Stats& other) {
+  passes += other.passes;
+  computed += other.computed;
+  needed += other.needed;
+  row_passes += other.row_passes;
+  accepted += other.accepted;
+  for (int source = 0; source < kSources; ++source) {
+    guessed[source] += other.guessed[source];
+    right[source] += other.right[source];
+  }
+  return *this;
+}
+
 bool Request::keeps_logits() const {
   return width > 1 && std::find(guesses.begin(), guesses.end(), kLogits) != guesses.end();
 }
@@ -27,7 +40,7 @@ Driver::Driver(const Transformer& transformer, const Request& request, Buffers& 
       buffers_(buffers),
       team_(team),
       tokens_(tokens),
-      group_(buffers.suffixes.size()) {
+      group_(request.prompts.size() * static_cast<size_t>(request.rows_a_scene)) {
   for (size_t r = 0; r < group_.size(); ++r) {
     Member& m = group_[r];
     m.index = static_cast<int64_t>(r);

@@ -49,6 +49,8 @@ struct Stats {
   int64_t row_passes = 0;                                // row and pass, summed
   int64_t accepted = 0;                                  // tokens sampled and kept
   int64_t guessed[kSources] = {}, right[kSources] = {};  // behind a right past only
+
+  Stats& operator+=(const Stats& other);
 };
 
 // What a rollout of one shape needs, kept from one call to the next.

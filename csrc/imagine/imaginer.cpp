@@ -17,8 +17,23 @@ int64_t past_logit_bytes(const Shape& shape, int64_t codes) {
 
 }  // namespace
 
-Imaginer::Imaginer(const ModelConfig& config, const Tensors& tensors, const Kernels& kernels)
-    : transformer_(config, tensors, kernels) {}
+Imaginer::Imaginer(const ModelConfig& config, const Tensors& tensors, const Kernels& kernels,
+                   int64_t cache)
+    : transformer_(config, tensors, kernels), cache_(cache) {}
+
+int64_t Imaginer::scenes_at_once(const Shape& shape) const {
+  const ModelConfig& config = transformer_.config();
+  const int64_t free = cache_ - transformer_.weight_bytes();
+  if (free < 0) return shape.scenes;  // weights come from memory: once for all scenes
+  const int64_t scene = Cache::bytes(config, shape.prompt) +
+                        shape.rows_a_scene * Cache::bytes(config, shape.suffix());
+  return std::clamp<int64_t>(free / scene, 1, shape.scenes);
+}
+
+Shape Imaginer::part_of(Shape shape) const {
+  shape.scenes = scenes_at_once(shape);
+  return shape;
+}
 
 ThreadPool& Imaginer::pool(int threads) {
   if (pool_ == nullptr || pool_->size() != threads) {
@@ -99,10 +114,24 @@ Stats Imaginer::imagine(const Request& request, int threads, const Poll& poll, i
   const std::lock_guard lock(busy_);
   const auto scenes = static_cast<int64_t>(request.prompts.size());
   if (scenes * request.rows_a_scene == 0) return {};
-  prepare({scenes, request.rows_a_scene, request.prompts.front()->length, request.frames,
-           request.action_dim, request.frame_tokens, request.width, request.keeps_logits(),
-           threads});
-  return Driver(transformer_, request, buffers_, pool(threads), tokens).run(poll);
+  const Shape shape = part_of({scenes, request.rows_a_scene, request.prompts.front()->length,
+                               request.frames, request.action_dim, request.frame_tokens,
+                               request.width, request.keeps_logits(), threads});
+  const int64_t rows_actions = request.rows_a_scene * request.frames * request.action_dim;
+  const int64_t rows_tokens = request.rows_a_scene * request.frames * request.frame_tokens;
+  Stats total;
+  for (int64_t first = 0; first < scenes; first += shape.scenes) {
+    const int64_t end = std::min(scenes, first + shape.scenes);
+    Request part = request;
+    part.prompts = {request.prompts.begin() + first, request.prompts.begin() + end};
+    part.actions += first * rows_actions;
+    part.keys += first;
+    prepare(shape);
+    Driver driver(transformer_, part, buffers_, pool(threads), tokens + first * rows_tokens);
+    total += driver.run(
+        [&](int64_t frames) { poll((first * request.frames + (end - first) * frames) / scenes); });
+  }
+  return total;
 }
 
 void Imaginer::score(const std::vector<std::shared_ptr<const Prompt>>& prompts, const int32_t* ids,
@@ -157,12 +186,21 @@ double Imaginer::pass_seconds(int64_t tokens, int threads) {
 
 Bytes Imaginer::plan(const Shape& shape) const {
   const ModelConfig& config = transformer_.config();
-  const WorkShape work = work_shape(shape);
+  const int64_t row = Cache::bytes(config, shape.suffix());
+  // Rows that pass together, rounded up, so that a larger request never takes less.
+  Shape part = shape;
+  const int64_t free = cache_ - transformer_.weight_bytes();
+  if (free >= 0) {
+    part.rows_a_scene = std::min(shape.rows(), std::max(shape.rows_a_scene, free / row));
+    part.scenes = 1;
+  }
+  WorkShape work = work_shape(part);
+  work.tokens = std::max(work.tokens, std::min(shape.scenes * shape.prompt, kPrefillTokens));
   return {transformer_.weight_bytes(), shape.scenes * Cache::bytes(config, shape.prompt),
-          shape.rows() * Cache::bytes(config, shape.suffix()),
+          part.rows() * row,
           transformer_.workspace_bytes(work.tokens, work.logit_rows, work.threads) +
               shape.threads * Sampler::bytes(config.frame_codes) +
-              past_logit_bytes(shape, config.frame_codes)};
+              past_logit_bytes(part, config.frame_codes)};
 }
 
 int64_t Imaginer::held_bytes() {

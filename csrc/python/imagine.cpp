@@ -265,6 +265,11 @@ py::dict plan(const Imaginer& self, int64_t scenes, int64_t rows, int64_t prompt
   return told;
 }
 
+int64_t scenes_at_once(const Imaginer& self, int64_t scenes, int64_t rows, int64_t prompt,
+                       int64_t frames, int64_t action_dim, int64_t frame_tokens) {
+  return self.scenes_at_once({scenes, rows, prompt, frames, action_dim, frame_tokens});
+}
+
 double pass_seconds(Imaginer& self, int64_t tokens, int threads) {
   check_length(tokens, self.transformer().config());
   if (tokens < 1) throw ShapeError("pass_seconds(): tokens must be at least 1");
@@ -297,6 +302,8 @@ void bind_imagine(py::module_& m) {
       .def("score", &score, "prompts"_a, "ids"_a, py::kw_only(), "chunk"_a, "threads"_a)
       .def("plan", &plan, py::kw_only(), "scenes"_a, "rows"_a, "prompt"_a, "frames"_a,
            "action_dim"_a, "frame_tokens"_a, "width"_a, "keeps_logits"_a, "threads"_a)
+      .def("scenes_at_once", &scenes_at_once, py::kw_only(), "scenes"_a, "rows"_a, "prompt"_a,
+           "frames"_a, "action_dim"_a, "frame_tokens"_a)
       .def("pass_seconds", &pass_seconds, "tokens"_a, py::kw_only(), "threads"_a)
       .def_property_readonly("held_bytes",
                              [](Imaginer& i) {

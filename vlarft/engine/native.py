@@ -211,6 +211,17 @@ class Generator:
             threads=torch.get_num_threads(),
         )
 
+    def scenes_at_once(self, shape: Shape) -> int:
+        """Scenes imagined together: as many as the cache holds beside the weights, or all."""
+        return self._imaginer.scenes_at_once(
+            scenes=shape.scenes,
+            rows=shape.members,
+            prompt=shape.prompt,
+            frames=shape.frames,
+            action_dim=shape.action_dim,
+            frame_tokens=shape.frame_tokens,
+        )
+
     def rates(self) -> Rates:
         """What passes cost with the current number of threads; measured once."""
         threads = torch.get_num_threads()

@@ -160,7 +160,7 @@ class RolloutEngine:
         self._rates: dict[str, float] = {}  # of the last rollout, seconds a row and frame
         self._size = self._footprint()
         self._speculation = (
-            Speculation(self._weights.rates, self._size.suffix_row)
+            Speculation(self._weights.rates, self._size.suffix_row, self._weights.scenes_at_once)
             if isinstance(self._weights, Generator)
             else None
         )

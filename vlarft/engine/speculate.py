@@ -6,7 +6,7 @@ bind, W = 1 is the answer. Tokens are the same for every W (docs/imagine.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlarft.errors import ShapeError
@@ -123,10 +123,17 @@ class Speculation:
     Args:
         rates: what passes cost now (with the current number of threads).
         row_bytes: bytes of one row's own keys and values after T frames.
+        scenes_at_once: scenes that pass together.
     """
 
-    def __init__(self, rates: Callable[[], Rates], row_bytes: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        rates: Callable[[], Rates],
+        row_bytes: Callable[[int], int],
+        scenes_at_once: Callable[[Shape], int],
+    ) -> None:
         self._rates, self._row_bytes = rates, row_bytes
+        self._scenes_at_once = scenes_at_once
         self._acceptance = _ACCEPTANCE
         self._slowdown = 1.0  # of the last imagination against its prediction
 
@@ -138,7 +145,8 @@ class Speculation:
         # A source that is asked for by name is used even where "auto" would not.
         widths = WIDTHS if speculate == "auto" else WIDTHS[1:]
         row = self._row_bytes(shape.frames)
-        width = best_width(self._rates(), shape, row, self._acceptance, widths)
+        part = replace(shape, scenes=self._scenes_at_once(shape))
+        width = best_width(self._rates(), part, row, self._acceptance, widths)
         return width, guesses if width > 1 else ()
 
     def seconds(self, shape: Shape, width: int) -> float:
@@ -154,4 +162,6 @@ class Speculation:
 
     def _timed(self, shape: Shape, width: int) -> float:
         row = self._row_bytes(shape.frames)
-        return self._rates().imagine_seconds(shape, row, width, self._acceptance)
+        part = replace(shape, scenes=self._scenes_at_once(shape))
+        seconds = self._rates().imagine_seconds(part, row, width, self._acceptance)
+        return seconds * shape.scenes / part.scenes

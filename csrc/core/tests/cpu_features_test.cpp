@@ -20,4 +20,6 @@ int main() {
 #endif
   if (has("avx512_bf16")) CHECK(has("avx512f"));
   if (has("avx2")) CHECK(has("avx"));
+  const int64_t cache = vlarft::last_level_cache();
+  CHECK(cache == 0 || (cache >= int64_t{1} << 16 && cache <= int64_t{1} << 32));
 }

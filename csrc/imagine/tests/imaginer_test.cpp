@@ -148,6 +148,19 @@ int main() {
       // The first scene alone: its rows are the first of the batch.
       const auto alone = tokens_of(imaginer, 1, 4, 2, 1, {});
       CHECK(std::equal(alone.begin(), alone.end(), expected.begin()));
+      // Scenes in parts that fit in a cache; the last part is smaller.
+      const Shape shape{3, 4, kPrompt, kFrames, kActions, kFrameTokens};
+      const int64_t one = imaginer.plan({1, 4, kPrompt, kFrames, kActions, kFrameTokens}).prompt +
+                          4 * Cache::bytes(model.config, shape.suffix());
+      for (const int64_t together : {1, 2, 3}) {
+        const int64_t cache = imaginer.transformer().weight_bytes() + together * one;
+        Imaginer parts(model.config, model.tensors, kernels(name), cache);
+        CHECK(parts.scenes_at_once(shape) == together);
+        CHECK(tokens_of(parts, 3, 4, 2, 2, {kJacobi, kLogits}) == expected);
+        const int64_t taken = together * 4 * Cache::bytes(model.config, shape.suffix());
+        CHECK(parts.plan(shape).suffix >= taken && parts.plan(shape).suffix <= together * one);
+      }
+      CHECK(Imaginer(model.config, model.tensors, kernels(name), 0).scenes_at_once(shape) == 3);
       // Two engines, two threads.
       Imaginer other(model.config, model.tensors, kernels(name));
       std::vector<int32_t> there;

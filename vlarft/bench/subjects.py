@@ -110,17 +110,22 @@ def _decode(engine: RolloutEngine, material: Material) -> Subject:
 
 
 def _compare(engine: RolloutEngine, material: Material) -> Subject:
-    case, size = material.case, material.world.tokenizer.config.resolution
-    random = torch.Generator().manual_seed(0)
-    shape = (case.scenes, case.rollouts, case.frames, 3, size, size)
-    frames = torch.rand(shape, generator=random)
-    reference = torch.rand((shape[0], *shape[2:]), generator=random)
+    frames, reference = random_frames(material)
 
     def call() -> torch.Tensor:
         found = engine.compare(frames, reference)
         return torch.stack((found.l1, found.perceptual))
 
     return Timed(call)
+
+
+def random_frames(material: Material) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames [P,N,T,3,H,W] and reference [P,T,3,H,W] in [0, 1], drawn from the seed 0."""
+    case, size = material.case, material.world.tokenizer.config.resolution
+    random = torch.Generator().manual_seed(0)
+    shape = (case.scenes, case.rollouts, case.frames, 3, size, size)
+    frames = torch.rand(shape, generator=random)
+    return frames, torch.rand((shape[0], *shape[2:]), generator=random)
 
 
 def random_tokens(material: Material) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What the engine is compared with, stage by stage. To add a baseline, add one line here."""
 
-from vlarft.bench.baselines import hf, hf_prefill, published, reference, static
+from vlarft.bench.baselines import hf, hf_prefill, lpips_pairs, published, reference, static
 from vlarft.bench.measure import Baseline
 
 BASELINES: dict[str, dict[str, Baseline]] = {
@@ -16,7 +16,10 @@ BASELINES: dict[str, dict[str, Baseline]] = {
     },
     "encode": {"reference": Baseline(reference.encode, "our reference back end")},
     "decode": {"reference": Baseline(reference.decode, "our reference back end")},
-    "compare": {"reference": Baseline(reference.compare, "our reference back end")},
+    "compare": {
+        "lpips": Baseline(lpips_pairs.build, "both images of a pair through the backbone"),
+        "reference": Baseline(reference.compare, "our reference back end"),
+    },
     "rollout": {"reference": Baseline(reference.rollout, "our reference back end")},
 }
 """Baselines by stage and name."""

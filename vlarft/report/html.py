@@ -142,9 +142,9 @@ def _scenes(report: ReportData) -> str:
         )
     return (
         '<h2>What the policy makes happen</h2><p class="lead">Each row starts from one recorded '
-        "picture that training "
-        "never saw. All panels play in step. Brighter differences are larger; they are enlarged "
-        "four times.</p>"
+        "picture that training never saw, chosen by its place, not by the result, and shows one "
+        "draw: single ones may well get worse where the mean improves. All panels play in step. "
+        "Brighter differences are larger; they are enlarged four times.</p>"
         '<div class="player"><button id="play">Play</button>'
         f'<input id="frame" type="range" min="0" max="{longest - 1}" value="0" aria-label="frame">'
         '<span id="count" class="quiet small"></span></div>' + "".join(parts)

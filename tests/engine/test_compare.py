@@ -10,12 +10,13 @@ def pixels(*shape, seed=0):
     return torch.rand(*shape, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_distances_are_those_of_each_pair(engine):
-    frames, reference = pixels(2, 3, 2), pixels(2, 2, seed=1)
+@pytest.mark.parametrize("shape", [(2, 3, 2), (1, 4, 1), (1, 1, 1), (3, 1, 2)], ids=str)
+def test_distances_are_those_of_each_pair(engine, shape):
+    frames, reference = pixels(*shape), pixels(shape[0], shape[2], seed=1)
     out = engine.compare(frames, reference)
     lpips = LPIPS.load("alex")
-    for p in range(2):
-        for n in range(3):
+    for p in range(shape[0]):
+        for n in range(shape[1]):
             near = (frames[p, n] - reference[p]).abs().flatten(1).mean(1)
             assert torch.allclose(out.l1[p, n], near, atol=1e-6)
             with torch.no_grad():

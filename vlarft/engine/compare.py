@@ -123,7 +123,7 @@ def compare_frames(
         targets = reference[some].flatten(0, 1)
         embedded = (targets, embed(metric, targets, batch))
         target = torch.arange(len(targets), device=frames.device).view(-1, 1, times)
-        target = target.expand(-1, rollouts, -1).flatten()
+        target = target.repeat(1, rollouts, 1).flatten()
         images = frames[some].flatten(0, 2)
         for pixels, j in zip(images.split(batch), target.split(batch), strict=True):
             i = torch.arange(len(pixels), device=frames.device)

@@ -1,5 +1,6 @@
 """Every baseline draws the engine's tokens, wholly and by samples; and a wrong one is caught."""
 
+import sys
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 from tests.bench.conftest import context
 from vlarft.bench import check
 from vlarft.bench.baselines import BASELINES, static
+from vlarft.bench.baselines.by_row import ByRow
 from vlarft.bench.baselines.schedule import FrameSchedule, interpolate
-from vlarft.bench.measure import Samples, Skip
+from vlarft.bench.cases import build, find_case
+from vlarft.bench.measure import Context, Options, Samples, Skip, SomeRows
+from vlarft.bench.stages import STAGES
+from vlarft.bench.subjects import build_engine
 
 LOOPS = ("hf", "published", "static")
 
@@ -84,3 +89,70 @@ def test_schedule():
 def test_interpolation():
     known = {0: 1.0, 4: 3.0, 7: 6.0}
     assert [interpolate(known, x) for x in (0, 2, 4, 5, 7, 9)] == [1, 2, 3, 4, 6, 6]
+
+
+# --- rollout by rollout ---------------------------------------------------------------------
+
+
+def _measured(stage, name, sample, dtype=torch.float32):
+    """A baseline's verdict and run; the engine's output is computed on the same inputs."""
+    material = build(find_case("tiny"))
+    options = Options("native", dtype, sample=sample)
+    given = Context(
+        material,
+        options,
+        STAGES[stage].subject(build_engine(material, options), material).run().output,
+    )
+    run = BASELINES[stage][name].build(given).subject.run()
+    return STAGES[stage].check(given, run.output), run
+
+
+@pytest.mark.parametrize("sample", ["never", "always"])
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [(s, n) for s in ("decode", "compare", "judge", "rollout") for n in BASELINES[s]],
+)
+def test_same_frames_and_distances_as_the_engine(stage, name, sample):
+    if "diffusers" in name:
+        pytest.importorskip("diffusers")
+    verdict, run = _measured(stage, name, sample)
+    assert verdict.same, verdict.detail
+    assert run.sampled == (sample == "always" and name != "reference")
+
+
+def test_autocast_of_published_is_within_bfloat16():
+    verdict, _ = _measured("judge", "published", "never", torch.bfloat16)
+    assert verdict.same, verdict.detail
+
+
+def test_samples_of_rows_are_scaled_to_all():
+    seen = []
+
+    def row(common, p, n):
+        seen.append((common, p, n))
+        return torch.tensor([10.0 * p + n])
+
+    whole = ByRow((2, 5), lambda p: p + 100, row, "never").run()
+    assert whole.output.tolist() == [[[0], [1], [2], [3], [4]], [[10], [11], [12], [13], [14]]]
+    some = ByRow((2, 5), lambda p: p + 100, row, "always")
+    seen.clear()
+    run = some.run()
+    assert run.sampled
+    assert seen == [(100, 0, 0), (100, 0, 3)]
+    assert torch.equal(run.output.of(whole.output), run.output.values)
+
+
+def test_a_wrong_sampled_frame_is_caught():
+    given = Context(build(find_case("tiny")), Options(), torch.zeros(2, 3, 4))
+    assert check.close(given, SomeRows(torch.tensor([1, 4]), torch.zeros(2, 4))).same
+    wrong = torch.zeros(2, 4)
+    wrong[1, 2] = 0.01
+    assert not check.close(given, SomeRows(torch.tensor([1, 4]), wrong)).same
+
+
+def test_without_diffusers_the_baseline_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setitem(sys.modules, "diffusers.models.unets.unet_2d_blocks", None)
+    given = Context(build(find_case("tiny")), Options(), None)
+    with pytest.raises(Skip, match="pip install diffusers"):
+        BASELINES["decode"]["diffusers"].build(given)

@@ -7,6 +7,7 @@ import pytest
 from vlarft.bench import limits
 from vlarft.bench.cases import NAMED, Case, build, find_case, output_hash
 from vlarft.bench.results import load
+from vlarft.bench.stages import STAGES
 from vlarft.cli import run_command
 from vlarft.errors import ConfigError
 
@@ -23,7 +24,7 @@ def test_run_compare_report(tmp_path, capsys):
     assert run_command([*command.split(), str(path)]) == 0
     results = load(path)
     assert [r.stage for r in results] == [
-        "encode", "prefill", "imagine", "decode", "compare", "rollout",
+        "encode", "prefill", "imagine", "decode", "compare", "judge", "rollout",
     ]  # fmt: skip
     imagine = results[2]
     assert imagine.baselines.keys() == {"torch2"}
@@ -42,7 +43,7 @@ def test_run_compare_report(tmp_path, capsys):
     capsys.readouterr()
     assert run_command(["bench", "compare", str(path), str(path), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [d["ratio"] for d in found["differences"]] == [1.0] * 6
+    assert [d["ratio"] for d in found["differences"]] == [1.0] * len(STAGES)
     assert run_command(["bench", "report", str(path), "-o", str(tmp_path / "r.html")]) == 0
     assert run_command(["bench", "report", str(path), "-o", str(tmp_path / "r.md")]) == 0
     assert "tiny" in (tmp_path / "r.md").read_text()

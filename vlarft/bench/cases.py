@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from vlarft.errors import ConfigError
 from vlarft.models.lpips import LPIPS
 from vlarft.models.presets import build_world
 from vlarft.models.world_model import WorldModel
+from vlarft.reference.encode import encode
 
 TINY_SCENES, TINY_ROLLOUTS = 2, 3  # of the case `tiny`
 MOST_SCENES, MOST_ROLLOUTS = 64, 64
@@ -132,6 +133,20 @@ def build(case: Case, seed: int = 0, sampling: Sampling | None = None) -> Materi
         expert=actions(case.scenes, case.frames),
         sampling=sampling or Sampling(),
     )
+
+
+def encoded(material: Material) -> Material:
+    """The case with the prompts that its start frames give, instead of random ones."""
+    with torch.inference_mode():
+        context, first = encode(material.world.tokenizer, material.images)
+    return replace(material, context=context.clone(), first=first.clone())
+
+
+def with_expert(material: Material) -> Material:
+    """The case with the expert as one more rollout of every scene, the last."""
+    actions = torch.cat((material.actions, material.expert[:, None]), dim=1)
+    case = replace(material.case, rollouts=material.case.rollouts + 1)
+    return replace(material, case=case, actions=actions)
 
 
 def build_metric(preset: str, seed: int = 0) -> LPIPS:

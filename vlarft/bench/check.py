@@ -5,13 +5,14 @@ border of top_p, are closer than rounding. A token that differs is judged agains
 forward of transformers on the tokens before it: it must be one that such rounding allows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlarft.bench.measure import Context, Samples
+from vlarft.bench.cases import encoded, with_expert
+from vlarft.bench.measure import Context, Samples, SomeRows
 from vlarft.reference.noise import gumbel, member_words
 
 # Allowed error of a score (logit / temperature + noise) and of a probability mass.
@@ -128,7 +129,10 @@ def equal(context: Context, output: Any) -> Verdict:
 
 def close(context: Context, output: Any) -> Verdict:
     """Pixels or distances must agree within the rounding of the dtype."""
-    error = float((context.output - output).abs().max())
+    ours: Tensor = context.output
+    if isinstance(output, SomeRows):
+        ours, output = output.of(ours), output.values
+    error = float((ours - output).abs().max())
     return Verdict(error <= _VALUES[context.options.dtype], {"largest_difference": error})
 
 
@@ -138,15 +142,21 @@ def nothing(context: Context, output: Any) -> Verdict:  # noqa: ARG001 - the sam
 
 
 def same_rollout(context: Context, output: Any) -> Verdict:
-    """Tokens by `same_tokens`, distances where a rollout's tokens and its expert's are equal."""
-    tokens, l1, perceptual = context.output
-    verdict = same_tokens(
-        Context(context.material, context.options, tokens, context.memo), output[0]
-    )
-    rows = (tokens == output[0]).flatten(2).all(-1)
-    errors = [
-        float((ours - theirs).abs()[rows].max()) if bool(rows.any()) else 0.0
-        for ours, theirs in ((l1, output[1]), (perceptual, output[2]))
-    ]
-    detail = {**verdict.detail, "rows_equal": int(rows.sum()), "largest_difference": max(errors)}
-    return Verdict(verdict.same and max(errors) <= _VALUES[context.options.dtype], detail)
+    """Tokens by `same_tokens`, distances where a rollout's tokens and its expert's are equal.
+
+    Tokens are [P,N+1,T,K] with the expert last, distances [P,N,T,2]; a sampled baseline judges the
+    engine's own tokens.
+    """
+    (tokens, distances), (their_tokens, theirs) = context.output, output
+    imagined = with_expert(encoded(context.material))
+    verdict = same_tokens(replace(context, material=imagined, output=tokens), their_tokens)
+    if isinstance(their_tokens, Samples):
+        equal_rows = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    else:
+        equal_rows = (tokens == their_tokens).flatten(2).all(-1)
+    rows = equal_rows[:, :-1] & equal_rows[:, -1:]
+    if isinstance(theirs, SomeRows):
+        distances, rows, theirs = theirs.of(distances), theirs.of(rows), theirs.values
+    error = float((distances - theirs).abs()[rows].max()) if bool(rows.any()) else 0.0
+    detail = {**verdict.detail, "rows_equal": int(rows.sum()), "largest_difference": error}
+    return Verdict(verdict.same and error <= _VALUES[context.options.dtype], detail)

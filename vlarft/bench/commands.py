@@ -1,4 +1,4 @@
-"""`vlarft bench run|compare|report|limits`."""
+"""`vlarft bench run|compare|report|limits|accuracy`."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vlarft.bench.accuracy import measure_accuracy
 from vlarft.bench.cases import find_case
 from vlarft.bench.limits import Limits, Meter
 from vlarft.bench.machine import machine, near
@@ -21,6 +22,7 @@ from vlarft.bench.runner import Request, measure
 from vlarft.bench.stages import STAGES
 from vlarft.engine.resolve import resolve_device, resolve_dtype
 from vlarft.errors import ConfigError
+from vlarft.models.lpips import NETS
 from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
 
 app = typer.Typer(
@@ -29,6 +31,7 @@ app = typer.Typer(
 
 Files = Annotated[list[Path], typer.Argument(help="Files that `vlarft bench run` wrote.")]
 _SAMPLE = ("auto", "always", "never")
+_BACKENDS = ("auto", "native", "reference")
 
 
 @app.command("run")
@@ -69,8 +72,8 @@ def run_command(
     target = resolve_device(device)
     if sample not in _SAMPLE:
         raise ConfigError(f"--sample {sample}: allowed: {', '.join(_SAMPLE)}")
-    if backend not in ("auto", "native", "reference"):
-        raise ConfigError(f"--backend {backend}: allowed: auto, native, reference")
+    if backend not in _BACKENDS:
+        raise ConfigError(f"--backend {backend}: allowed: {', '.join(_BACKENDS)}")
     if target.type != "cpu":
         raise ConfigError(f"--device {device}: benchmarks run on cpu so far")
     if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
@@ -165,6 +168,44 @@ def limits_command(
     measured = [meter.limits(count) for count in counts]
     _print_limits(console_for(json_file), measured)
     write_result(json_file, {"limits": [m.to_dict() for m in measured], "machine": machine()})
+
+
+@app.command("accuracy")
+def accuracy_command(
+    case: Annotated[str, typer.Option(help="tiny, small-PxN or paper-PxN.")] = "small-1x16",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or both with a comma.")] = (
+        "float32,bfloat16"
+    ),
+    backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
+    net: Annotated[str, typer.Option(help="LPIPS backbone: alex, vgg or squeeze.")] = "alex",
+    metric_file: Annotated[
+        Path | None, typer.Option(help="Its weights [default: bundled, or `vlarft weights lpips`].")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the world and its tokens.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """What a precision costs: frames and distances against plain float32.
+
+    Example: vlarft bench accuracy --case paper-1x16 --net vgg
+    """
+    size, kinds = find_case(case), [resolve_dtype(name) for name in _split(dtype)]
+    if net not in NETS:
+        raise ConfigError(f"--net {net}: allowed: {', '.join(NETS)}")
+    if backend not in _BACKENDS:
+        raise ConfigError(f"--backend {backend}: allowed: {', '.join(_BACKENDS)}")
+    found = [
+        measure_accuracy(size, kind, f"lpips-{net}", metric_file, backend, seed) for kind in kinds
+    ]
+    console = console_for(json_file)
+    for one in found:
+        say(
+            console,
+            f"{one.case} {one.dtype}: frames {one.psnr:.1f} dB (worst {one.psnr_worst:.1f}, plain "
+            f"torch {one.plain_psnr:.1f}); {one.metric} + L1 of {one.distances[0]:.4f} to "
+            f"{one.distances[1]:.4f}: largest error {100 * one.distance_error:.3f}%, "
+            f"rank correlation {one.rank_correlation:.4f}",
+        )
+    write_result(json_file, {"accuracy": [one.to_dict() for one in found], "machine": machine()})
 
 
 def _split(text: str) -> list[str]:

@@ -41,12 +41,29 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class SomeRows:
+    """Output of some rollouts of a sampled baseline.
+
+    Attributes:
+        numbers: which of the P N rollouts, int64 [R].
+        values: their outputs, [R,...].
+    """
+
+    numbers: Tensor
+    values: Tensor
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The same rollouts of [P,N,...]."""
+        return whole.flatten(0, 1)[self.numbers]
+
+
+@dataclass(frozen=True)
 class Run:
     """One measurement.
 
     Attributes:
         seconds: wall time, or its estimate when only some passes ran.
-        output: what was computed, to be checked: a tensor, several, or `Samples`.
+        output: what was computed, to be checked: a tensor, several, `Samples` or `SomeRows`.
         parts: seconds by part.
         sampled: whether `seconds` is scaled up from some passes.
     """

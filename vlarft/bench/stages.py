@@ -87,6 +87,13 @@ def _compare(material: Material, dtype: torch.dtype) -> list[Work]:  # noqa: ARG
     return module_work("features", [metric], lambda: metric.features(image), images)
 
 
+def _judge(material: Material, dtype: torch.dtype) -> list[Work]:
+    return [
+        *_decode(material, dtype, material.case.rollouts + 1),
+        *_compare(material, dtype),
+    ]
+
+
 def _rollout(material: Material, dtype: torch.dtype) -> list[Work]:
     """The expert is one more member that is imagined and decoded."""
     case, world = material.case, material.world
@@ -95,8 +102,7 @@ def _rollout(material: Material, dtype: torch.dtype) -> list[Work]:
     return [
         *_encode(material, dtype),
         *imagine_work(world, dtype, grown),
-        *_decode(material, dtype, members),
-        *_compare(material, dtype),
+        *_judge(material, dtype),
     ]
 
 
@@ -113,6 +119,7 @@ _WORK_AND_CHECK: dict[str, tuple[Any, Any]] = {
     "imagine": (_imagine, same_tokens),
     "decode": (_decode, close),
     "compare": (_compare, close),
+    "judge": (_judge, close),
     "rollout": (_rollout, same_rollout),
 }
 

@@ -76,7 +76,11 @@ class Rollout:
         scenes.release()
         stages = {k: v for k, v in result.stats["seconds"].items() if k != "total"}
         parts = {"encode": middle - start, **stages}
-        return Run(seconds, (result.tokens, result.l1, result.perceptual), parts)
+        assert result.tokens is not None  # kept
+        assert result.expert_tokens is not None
+        tokens = torch.cat((result.tokens, result.expert_tokens[:, None]), dim=1)
+        distances = torch.stack((result.l1, result.perceptual), dim=-1)
+        return Run(seconds, (tokens, distances), parts)
 
 
 def _prefill(engine: RolloutEngine, material: Material) -> Subject:
@@ -114,7 +118,21 @@ def _compare(engine: RolloutEngine, material: Material) -> Subject:
 
     def call() -> torch.Tensor:
         found = engine.compare(frames, reference)
-        return torch.stack((found.l1, found.perceptual))
+        return torch.stack((found.l1, found.perceptual), dim=-1)
+
+    return Timed(call)
+
+
+def _judge(engine: RolloutEngine, material: Material) -> Subject:
+    """Decode and compare; the last of N + 1 members is the expert."""
+    codes = random_tokens(material, material.case.rollouts + 1)
+
+    def call() -> torch.Tensor:
+        scenes = engine.scenes_from_tokens(material.context, material.first)
+        frames = engine.decode(scenes, codes)
+        scenes.release()
+        found = engine.compare(frames[:, :-1], frames[:, -1])
+        return torch.stack((found.l1, found.perceptual), dim=-1)
 
     return Timed(call)
 
@@ -128,11 +146,11 @@ def random_frames(material: Material) -> tuple[torch.Tensor, torch.Tensor]:
     return frames, torch.rand((shape[0], *shape[2:]), generator=random)
 
 
-def random_tokens(material: Material) -> torch.Tensor:
-    """Frame codes int64 [P,N,T,K], drawn from the seed 0."""
+def random_tokens(material: Material, members: int | None = None) -> torch.Tensor:
+    """Frame codes int64 [P,M,T,K], M = N by default, drawn from the seed 0."""
     case, world = material.case, material.world
     random = torch.Generator().manual_seed(0)
-    shape = (case.scenes, case.rollouts, case.frames, world.frame_tokens)
+    shape = (case.scenes, members or case.rollouts, case.frames, world.frame_tokens)
     return torch.randint(world.frame_codes, shape, generator=random)
 
 
@@ -142,5 +160,6 @@ STAGE_SUBJECTS: dict[str, Callable[[RolloutEngine, Material], Subject]] = {
     "encode": _encode,
     "decode": _decode,
     "compare": _compare,
+    "judge": _judge,
     "rollout": Rollout,
 }

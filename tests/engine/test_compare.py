@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from vlarft.demo import WORLD
 from vlarft.engine import RolloutEngine
 from vlarft.errors import CheckpointError, ConfigError, DataError, DtypeError, ShapeError
 from vlarft.models import LPIPS
+from vlarft.models.world_model import WorldModel
 
 
 def pixels(*shape, seed=0):
@@ -90,9 +92,52 @@ def test_wrong_shapes_and_dtypes_are_refused(engine):
 
 
 def test_metric_names_and_weights(world, tmp_path):
-    with pytest.raises(ConfigError, match="allowed: lpips-vgg, lpips-alex, lpips-squeeze"):
+    known = "allowed: lpips-vgg, lpips-alex, lpips-squeeze, tokenizer-features"
+    with pytest.raises(ConfigError, match=known):
         RolloutEngine(world, metric="lpips-resnet")
     # nothing is read before the first comparison, and nothing is random then
     engine = RolloutEngine(world, metric_file=tmp_path / "none.safetensors", memory_limit="1GiB")
     with pytest.raises(CheckpointError, match="vlarft weights lpips --net vgg"):
         engine.compare(pixels(1, 1, 1), pixels(1, 1))
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_tokenizer_features_are_the_plain_formula(backend):
+    """On trained weights: unit length a pixel, squared difference, means of pixels and levels."""
+    world = WorldModel.from_pretrained(WORLD)
+    engine = RolloutEngine(world, backend=backend, metric="tokenizer-features")
+    frames, reference = pixels(1, 2, 2), pixels(1, 2, seed=1)
+    reference[0, 1] = frames[0, 1, 1]
+    found = engine.compare(frames, reference).perceptual[0]
+    for n in range(2):
+        for t in range(2):
+            a, b = (_levels(world.tokenizer, x) for x in (frames[0, n, t], reference[0, t]))
+            plain = sum(
+                sum(((x[:, i, j] - y[:, i, j]) ** 2).sum() for i in range(h) for j in range(w))
+                / (h * w)
+                for x, y in zip(a, b, strict=True)
+                for h, w in [x.shape[1:]]
+            ) / len(a)
+            assert float(found[n, t]) == pytest.approx(float(plain), rel=1e-4, abs=1e-7)
+    assert found[1, 1] == 0
+    assert bool((found < 4).all())
+
+
+def _levels(tokenizer, image):
+    """Output of every level of the plain encoder, each pixel of unit length, [C,h,w]."""
+    with torch.no_grad():
+        x = tokenizer.encoder.conv_in(image[None])
+        levels = []
+        for block in tokenizer.encoder.down_blocks:
+            x = block(x)
+            levels.append(x[0] / x[0].norm(dim=0, keepdim=True))
+    return levels
+
+
+def test_tokenizer_features_fit_the_plan(world):
+    small = RolloutEngine(world, metric="tokenizer-features", memory_limit="12MiB")
+    large = RolloutEngine(world, metric="tokenizer-features", memory_limit="2GiB")
+    frames = torch.rand(3, 2, 2, 3, 32, 32)
+    a, b = small.compare(frames, frames[:, 0]), large.compare(frames, frames[:, 0])
+    assert torch.allclose(a.perceptual, b.perceptual, atol=1e-5)
+    assert large.plan(3, 2).total < RolloutEngine(world, memory_limit="2GiB").plan(3, 2).total

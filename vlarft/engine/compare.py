@@ -10,9 +10,12 @@ from vlarft.engine.native_metric import NativeLPIPS
 from vlarft.engine.team import Team
 from vlarft.errors import ConfigError
 from vlarft.models.lpips import LPIPS
+from vlarft.models.tokenizer import Tokenizer
+from vlarft.models.tokenizer_features import TokenizerFeatures
 from vlarft.reference.compare import Metric, l1, perceptual
 
-METRICS = {"lpips-vgg": "vgg", "lpips-alex": "alex", "lpips-squeeze": "squeeze"}
+_NETS = {"lpips-vgg": "vgg", "lpips-alex": "alex", "lpips-squeeze": "squeeze"}
+METRICS = (*_NETS, "tokenizer-features")
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,20 @@ def check_metric(metric: str | Metric) -> None:
         raise ConfigError(f"metric = '{metric}'; allowed: {', '.join(METRICS)}")
 
 
+def runs_natively(metric: str | Metric) -> bool:
+    """Whether the native back end has code of its own for a metric."""
+    return isinstance(metric, str) and metric in _NETS
+
+
 Embedder = Metric | NativeLPIPS  # what the back end compares with
 
 
 def load_metric(
-    metric: str | Metric, file: str | None, device: torch.device, team: Team | None = None
+    metric: str | Metric,
+    file: str | None,
+    device: torch.device,
+    tokenizer: Tokenizer,
+    team: Team | None = None,
 ) -> Embedder:
     """The metric in float32 on the device; weights are read here and nowhere earlier.
 
@@ -45,6 +57,7 @@ def load_metric(
         metric: its name, or an object that is taken as it is.
         file: its weights; None: where `LPIPS.load` looks.
         device: where it runs.
+        tokenizer: of the world model, in float32 on the device.
         team: threads of the native back end; None: plain PyTorch.
 
     Raises:
@@ -52,7 +65,9 @@ def load_metric(
     """
     if not isinstance(metric, str):
         return metric.to(device) if isinstance(metric, nn.Module) else metric
-    net = METRICS[metric]
+    if metric == "tokenizer-features":
+        return TokenizerFeatures(tokenizer)
+    net = _NETS[metric]
     lpips = LPIPS.load(net, file).float().to(device)  # type: ignore[arg-type]
     return lpips if team is None else NativeLPIPS(lpips, team)
 

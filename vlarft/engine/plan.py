@@ -109,11 +109,22 @@ class Footprint:
     @property
     def metric_frame(self) -> int:
         """Bytes of one frame's pixels and feature maps (float32)."""
+        if self.metric == "tokenizer-features":
+            return 4 * self.resolution**2 * 3 + self._encoder_levels
         return 4 * self.resolution**2 * (3 + _TAPS.get(self.metric, _TAPS["lpips-vgg"]))
+
+    @property
+    def _encoder_levels(self) -> int:
+        """Bytes of the outputs of the tokenizer's encoder, level by level (float32)."""
+        last = len(self.widths) - 1
+        sizes = [self.resolution >> min(i + 1, last) for i in range(last + 1)]
+        return 4 * sum(w * size**2 for w, size in zip(self.widths, sizes, strict=True))
 
     @property
     def metric_work(self) -> int:
         """Bytes that comparing one frame holds at once (float32)."""
+        if self.metric == "tokenizer-features":
+            return self.encode_frame + 3 * self.metric_frame
         work = _METRIC_WORK.get(self.metric, _METRIC_WORK["lpips-vgg"])
         # torch holds feature maps, their normalised copies and squared differences; the native
         # comparison reads the maps alone.
@@ -283,5 +294,7 @@ def free_memory(device: torch.device) -> int:
 
 def metric_bytes(metric: str, native: bool) -> int:
     """Bytes of a metric's weights, known before they are loaded."""
+    if metric == "tokenizer-features":
+        return 0  # the tokenizer's own
     known = _NATIVE_METRIC_BYTES if native else _METRIC_BYTES
     return known.get(metric, known["lpips-vgg"])

@@ -26,6 +26,7 @@ from vlarft.engine.compare import (
     check_reference,
     compare_frames,
     load_metric,
+    runs_natively,
 )
 from vlarft.engine.decode import Decoder, decode_tokens, new_frames, scene_features
 from vlarft.engine.encode import check_frames, encode_frames
@@ -92,8 +93,8 @@ class RolloutEngine:
         device: "cpu" or "cuda".
         dtype: "float32" or "bfloat16", of the transformer and the decoder. Encoding, sampling and
             distances are float32 always.
-        metric: "lpips-vgg", "lpips-alex" or "lpips-squeeze" (or an object with `features` and
-            `distance`); weights are loaded at the first comparison.
+        metric: "lpips-vgg", "lpips-alex", "lpips-squeeze" or "tokenizer-features" (or an object
+            with `features` and `distance`); weights are loaded at the first comparison.
         metric_file: the metric's weights, when not where `LPIPS.load` looks.
         memory_limit: bytes or "8GiB" for everything the engine holds; None: most of what is free.
         attention: kernel of the prompt's prefill: "sdpa", "flash-attn" or "xformers".
@@ -592,7 +593,9 @@ class RolloutEngine:
     def _loaded_metric(self) -> Embedder:
         if self._metric is None:
             team = self._team if self.backend == "native" else None
-            self._metric = load_metric(self._metric_source, self._metric_file, self.device, team)
+            self._metric = load_metric(
+                self._metric_source, self._metric_file, self.device, self.world.tokenizer, team
+            )
         return self._metric
 
     def _new_kept_frames(self, imagined: Imagined, wanted: bool) -> Tensor | None:
@@ -617,7 +620,7 @@ class RolloutEngine:
             path = f"native: {self._weights.kernels} kernels"
             if isinstance(self._decoder, NativeDecoder):
                 path += f", {self._decoder.kernels} convolutions in decode"
-            if isinstance(self._metric_source, str):
+            if runs_natively(self._metric_source):
                 path += " and compare"
             return path
         return "reference: plain PyTorch"
@@ -722,7 +725,7 @@ class RolloutEngine:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
         held: list[Tensor] = list(self._plain_decoder.parameters())
         own = self._decoder.nbytes if isinstance(self._decoder, NativeDecoder) else 0
-        native = self.backend == "native" and isinstance(self._metric_source, str)
+        native = self.backend == "native" and runs_natively(self._metric_source)
         if isinstance(self._weights, Generator):
             own += self._weights.nbytes
         else:

@@ -13,7 +13,6 @@ from vlarft.errors import ConfigError
 from vlarft.models.lpips import LPIPS
 from vlarft.models.presets import build_world
 from vlarft.models.world_model import WorldModel
-from vlarft.reference.encode import encode
 
 TINY_SCENES, TINY_ROLLOUTS = 2, 3  # of the case `tiny`
 MOST_SCENES, MOST_ROLLOUTS = 64, 64
@@ -133,13 +132,6 @@ def build(case: Case, seed: int = 0, sampling: Sampling | None = None) -> Materi
         expert=actions(case.scenes, case.frames),
         sampling=sampling or Sampling(),
     )
-
-
-def encoded(material: Material) -> Material:
-    """The case with the prompts that its start frames give, instead of random ones."""
-    with torch.inference_mode():
-        context, first = encode(material.world.tokenizer, material.images)
-    return replace(material, context=context.clone(), first=first.clone())
 
 
 def with_expert(material: Material) -> Material:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlarft.bench.cases import encoded, with_expert
+from vlarft.bench.cases import with_expert
 from vlarft.bench.measure import Context, Samples, SomeRows
 from vlarft.reference.noise import gumbel, member_words
 
@@ -19,6 +19,7 @@ from vlarft.reference.noise import gumbel, member_words
 SCORE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 MASS = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 _VALUES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of pixels and distances, absolute
+_EQUAL_CODES = 0.995
 _MOST_JUDGED = 64  # differing tokens that are looked at
 
 
@@ -121,10 +122,10 @@ def _logits(context: Context, scene: int, rollout: int, frame: int, position: in
     return logits
 
 
-def equal(context: Context, output: Any) -> Verdict:
-    """Integers must agree."""
+def nearly_equal(context: Context, output: Any) -> Verdict:
+    """Codes must agree but for the few on a quantiser's border, which rounding decides."""
     share = float((context.output == output).float().mean())
-    return Verdict(share == 1.0, {"equal_share": share})
+    return Verdict(share >= _EQUAL_CODES, {"equal_share": share})
 
 
 def close(context: Context, output: Any) -> Verdict:
@@ -148,8 +149,8 @@ def same_rollout(context: Context, output: Any) -> Verdict:
     engine's own tokens.
     """
     (tokens, distances), (their_tokens, theirs) = context.output, output
-    imagined = with_expert(encoded(context.material))
-    verdict = same_tokens(replace(context, material=imagined, output=tokens), their_tokens)
+    imagined = replace(context, material=with_expert(context.material), output=tokens)
+    verdict = same_tokens(imagined, their_tokens)
     if isinstance(their_tokens, Samples):
         equal_rows = torch.ones(tokens.shape[:2], dtype=torch.bool)
     else:

@@ -55,6 +55,9 @@ class Imagine:
 class Rollout:
     """All stages, from start frames and actions to distances, one expert a scene.
 
+    Start frames are encoded, and the rollout goes on from the case's own tokens: a single code on a
+    quantiser's border would make another rollout, and outputs could not be compared.
+
     Attributes:
         engine: any back end.
         material: the case.
@@ -67,8 +70,9 @@ class Rollout:
         """Encode, imagine, decode, compare once."""
         engine, given = self.engine, self.material
         start = time.perf_counter()
-        scenes = engine.encode(given.images)
+        engine.encode(given.images)
         middle = time.perf_counter()
+        scenes = engine.scenes_from_tokens(given.context, given.first)
         result = engine.rollout(
             scenes, given.actions, given.expert, given.sampling, keep=("tokens",)
         )

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlarft.engine.checks import check_shape
+from vlarft.engine.native_encoder import NativeEncoder
 from vlarft.errors import DtypeError
 from vlarft.models.tokenizer import Tokenizer
 from vlarft.reference.encode import encode
@@ -24,8 +25,11 @@ def check_frames(frames: Tensor | NDArray[np.uint8], resolution: int) -> Tensor:
     return tensor
 
 
+FrameEncoder = Tokenizer | NativeEncoder  # what the back end encodes with
+
+
 def encode_frames(
-    tokenizer: Tokenizer, frames: Tensor, batch: int, device: torch.device
+    tokenizer: FrameEncoder, frames: Tensor, batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Frames uint8 [P,H,W,3] -> context int64 [P,K0], first int64 [P,K], `batch` at a time."""
     parts = [encode(tokenizer, part.to(device)) for part in frames.split(batch)]

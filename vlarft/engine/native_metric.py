@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlarft import _native
-from vlarft.engine.native_decoder import pack
+from vlarft.engine.native_layers import pack
 from vlarft.engine.team import Team
 from vlarft.models.lpips import LPIPS
 

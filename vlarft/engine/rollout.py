@@ -29,10 +29,11 @@ from vlarft.engine.compare import (
     runs_natively,
 )
 from vlarft.engine.decode import Decoder, decode_tokens, new_frames, scene_features
-from vlarft.engine.encode import check_frames, encode_frames
+from vlarft.engine.encode import FrameEncoder, check_frames, encode_frames
 from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
 from vlarft.engine.native import Generator, Prompts
 from vlarft.engine.native_decoder import NativeDecoder
+from vlarft.engine.native_encoder import NativeEncoder
 from vlarft.engine.plan import Plan
 from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
@@ -150,8 +151,10 @@ class RolloutEngine:
             else _own_tokenizer(world.tokenizer, self.device, self.dtype)
         )
         self._team = Team()
+        self._encoder: FrameEncoder = tokenizer
         self._decoder: Decoder = self._plain_decoder
         if self.backend == "native":
+            self._encoder = NativeEncoder(tokenizer, self._team)
             self._decoder = NativeDecoder(
                 tokenizer, self.dtype, self._plain_decoder.decoder_features, self._team
             )
@@ -210,7 +213,7 @@ class RolloutEngine:
         noise_keys = scene_keys(keys, len(pixels), self.device)
         batch = planning.batch_size(self._size.encode_frame, self.device.type, self.memory_limit)
         with torch.inference_mode():
-            context, first = encode_frames(self.world.tokenizer, pixels, batch, self.device)
+            context, first = encode_frames(self._encoder, pixels, batch, self.device)
         return Scenes(context.clone(), first.clone(), noise_keys)
 
     def scenes_from_tokens(
@@ -725,6 +728,7 @@ class RolloutEngine:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
         held: list[Tensor] = list(self._plain_decoder.parameters())
         own = self._decoder.nbytes if isinstance(self._decoder, NativeDecoder) else 0
+        own += self._encoder.nbytes if isinstance(self._encoder, NativeEncoder) else 0
         native = self.backend == "native" and runs_natively(self._metric_source)
         if isinstance(self._weights, Generator):
             own += self._weights.nbytes

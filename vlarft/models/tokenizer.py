@@ -4,6 +4,7 @@ The context frame is coded by one token a latent pixel, every later frame by one
 latent pixels, conditioned on features of the context frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,12 @@ class Tokenizer(nn.Module):
             )
 
     def _context_codes(self, image: Tensor) -> tuple[Tensor, EncoderFeatures]:
-        latent, levels = self.encoder(image.to(self.dtype))
+        return self.quantize_context(*self.encoder(image.to(self.dtype)))
+
+    def quantize_context(
+        self, latent: Tensor, levels: Sequence[Tensor]
+    ) -> tuple[Tensor, EncoderFeatures]:
+        """Output of the encoder [B,C,h,w] and of its levels -> codes [B,h,w,D] and features."""
         attended = self.cond_encoder.attended
         kv = tuple(
             block.key_value(levels[i])  # type: ignore[operator]
@@ -257,11 +263,16 @@ class Tokenizer(nn.Module):
 
     def _frame_codes(self, features: EncoderFeatures, frames: Tensor) -> Tensor:
         latent, _ = self.cond_encoder(frames.flatten(0, 1).to(self.dtype), features.attended)
+        codes: Tensor = self.quantize_frames(latent).unflatten(0, frames.shape[:2])
+        return codes
+
+    def quantize_frames(self, latent: Tensor) -> Tensor:
+        """Output of the conditional encoder [B,C,h,w] -> codes [B,K,D]."""
         p, edge = self.config.patch_size, self.config.latent_size // self.config.patch_size
         patches = latent.unflatten(2, (edge, p)).unflatten(4, (edge, p))  # B C ph p pw p
         vectors = patches.permute(0, 2, 4, 3, 5, 1).reshape(latent.shape[0], edge * edge, -1)
-        codes = self.frame_fsq.quantize(self.quant_linear(vectors))
-        return codes.reshape(*frames.shape[:2], *codes.shape[1:])
+        codes: Tensor = self.frame_fsq.quantize(self.quant_linear(vectors))
+        return codes
 
     def _context_latent(self, codes: Tensor) -> Tensor:
         size = self.config.latent_size

@@ -1,11 +1,23 @@
 """Encode: the first frame of a scene becomes the world model's prompt."""
 
+from typing import Any, Protocol
+
 from torch import Tensor
 
-from vlarft.models.tokenizer import Tokenizer
+
+class TwoStepEncoder(Protocol):
+    """A tokenizer's encoders, or anything that computes the same."""
+
+    def encode_context(self, image: Tensor) -> tuple[Tensor, Any]:
+        """As `Tokenizer.encode_context`."""
+        ...
+
+    def encode_frames(self, features: Any, frames: Tensor) -> Tensor:
+        """As `Tokenizer.encode_frames`."""
+        ...
 
 
-def encode(tokenizer: Tokenizer, frames: Tensor) -> tuple[Tensor, Tensor]:
+def encode(tokenizer: TwoStepEncoder, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Code a frame twice: as context, and as "future" frame 0 given that context (spec 3.3).
 
     Args:

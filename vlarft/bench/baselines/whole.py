@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlarft.bench.baselines import frames, hf, published
-from vlarft.bench.cases import Material, encoded, with_expert
+from vlarft.bench.cases import Material, with_expert
 from vlarft.bench.measure import Context, Prepared, Run, Subject
 from vlarft.reference.encode import encode
 
@@ -58,10 +58,9 @@ def _build(
 ) -> Callable[[Context], Prepared]:
     def build(context: Context) -> Prepared:
         tokens = context.output[0]  # of the rollouts and, last, the expert
-        material = encoded(context.material)
-        grown = replace(context, material=with_expert(material), output=tokens, memo={})
+        grown = replace(context, material=with_expert(context.material), output=tokens, memo={})
         generation = imagine(grown)
-        judged = judge(replace(context, material=material), tokens)
+        judged = judge(context, tokens)
         subject = Whole(context.material, generation.subject, judged.subject)
         return Prepared(
             subject,

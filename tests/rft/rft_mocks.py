@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlarft.data.libero import Episode
 from vlarft.data.windows import Windows
+from vlarft.models.layout import Layout
 from vlarft.models.policy import LogProb, Observation, Proposal
 
 T, A, SIDE = 4, 7, 8
@@ -26,12 +27,22 @@ class MockResult:
     perceptual: Tensor
 
 
+class MockWorld(nn.Module):
+    """What a run remembers of a world model: weights and a layout."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), value))
+        self.layout = Layout(frames=T, action_low=(-1.0,) * A, action_high=(1.0,) * A)
+
+
 class MockEngine:
     """Like `RolloutEngine`: an imagined frame is the running mean of the actions up to it."""
 
-    metric = "lpips-alex"
+    metric, dtype = "lpips-alex", torch.float32
 
-    def __init__(self) -> None:
+    def __init__(self, world: float = 1.0) -> None:
+        self.world = MockWorld(world)
         self.encoded = 0
         self.rollouts = 0
 

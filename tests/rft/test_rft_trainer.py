@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rft_mocks import MockEngine, MockPolicy, make_windows
 
 from vlarft.checkpoint import latest_checkpoint
 from vlarft.config import load_config
+from vlarft.data.windows import Windows
 from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.experiment import run_experiment
@@ -241,27 +243,63 @@ def test_validation_must_be_unseen(tmp_path):
 # ---- stop and continue --------------------------------------------------------------------------
 
 
-def test_resume_refuses_another_configuration_data_or_shorter_run(tmp_path):
+def test_resume_refuses_another_configuration_or_a_shorter_run(tmp_path):
     run(tmp_path)
     with pytest.raises(CheckpointError, match="rollouts was 6, now 5"):
         run(tmp_path, "rollouts=5")
     with pytest.raises(CheckpointError, match="already at step 6"):
         run(tmp_path, "steps=5")
-    with pytest.raises(CheckpointError, match="other training windows"):
-        run_rft(
-            MockEngine(),
-            MockPolicy(),
-            make_windows(seed=5),
-            make_windows(seed=1),
-            tmp_path,
-            configure(),
-        )
+
+
+def with_first_episode(windows, **changes):
+    first, *others = windows.episodes
+    return Windows([replace(first, **changes), *others], frames=windows.frames)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_resume_refuses_another_start(tmp_path, finished):
+    """A finished run too: its figures would be reported as those of other models or data."""
+    run(tmp_path, "steps=6" if finished else "steps=2")
+    engine, policy, training, validation = (
+        MockEngine(), MockPolicy(), make_windows(), make_windows(seed=1),
+    )  # fmt: skip
+    half = MockEngine()
+    half.dtype = torch.bfloat16
+    pixel = validation.episodes[0].frames.copy()
+    pixel[0, 0, 0, 0] ^= 1
+    starts = {
+        "world model": (MockEngine(world=1.5), policy, training, validation),
+        "world model's dtype": (half, policy, training, validation),
+        "starting policy": (engine, MockPolicy(seed=5), training, validation),
+        "training windows": (engine, policy, make_windows(seed=5), validation),
+        "validation windows": (engine, policy, training, make_windows(seed=5)),
+        "validation windows;": (
+            engine,
+            policy,
+            training,
+            with_first_episode(validation, frames=pixel),
+        ),
+        "training windows;": (
+            engine,
+            policy,
+            with_first_episode(training, instruction="x"),
+            validation,
+        ),
+    }
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for name, start in starts.items():
+        with pytest.raises(CheckpointError, match=f"started from another {name}"):
+            run_rft(*start, tmp_path, configure())
+    with pytest.raises(CheckpointError, match="another world model and another starting policy"):
+        run(tmp_path, engine=MockEngine(world=2.0), policy=MockPolicy(seed=5))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    run(tmp_path)
 
 
 def test_a_finished_run_gives_the_same_summary_without_work(tmp_path):
     policy, first = run(tmp_path)
     engine = MockEngine()
-    again, second = run(tmp_path, engine=engine, policy=MockPolicy(seed=5))
+    again, second = run(tmp_path, engine=engine)
     assert engine.rollouts == 0
     assert_same_weights(weights(policy), weights(again))
     assert first.summary["distance_after"] == second.summary["distance_after"]
@@ -383,8 +421,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(killed_runs, tmp_pa
     assert latest_checkpoint(killed).name == SURVIVES[moment]
     assert "step-6" not in {folder.name for folder in (killed / "checkpoints").iterdir()}
 
-    # Another starting policy: everything that matters must come from the checkpoint.
-    resumed, a = run(killed, *KILL_OVERRIDES, policy=MockPolicy(seed=5))
+    resumed, a = run(killed, *KILL_OVERRIDES)
     straight, b = run(tmp_path, *KILL_OVERRIDES)
     assert_same_weights(weights(resumed), weights(straight))
     lines = [without_times(read_metrics(folder / "metrics.jsonl")) for folder in (killed, tmp_path)]

@@ -18,6 +18,7 @@ from vlarft.files import write_json
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import Evaluation, evaluate_policy, spread_windows
 from vlarft.rft.metrics import Metrics, MetricsFile, StepProgress, flat_numbers, open_sinks
+from vlarft.rft.origin import check_origin, run_origin
 from vlarft.rft.policy import TrainablePolicy
 from vlarft.rft.summary import before_after
 from vlarft.rft.trainer import Trainer
@@ -58,7 +59,7 @@ def run_rft(
 
     Args:
         engine: the world model.
-        policy: starting point, changed in place.
+        policy: starting point, changed in place; a resumed run needs the same starting point.
         training: windows that steps draw from.
         validation: windows of other episodes, for `evaluate_policy` only.
         run: run folder, made when missing.
@@ -89,7 +90,9 @@ def run_rft(
     run.mkdir(parents=True, exist_ok=True)
     resumed = latest_checkpoint(run)
     state = load_checkpoint(resumed) if resumed else None
+    origin = run_origin(engine, trainer.module, training, validation)
     if state is not None and resumed is not None:
+        check_origin(state.get("origin", {}), origin, resumed)
         trainer.restore(state, resumed)
     dump_config(config, run / "config.yaml")
     sinks = open_sinks(config.sinks, run, config.model_dump(mode="json"))
@@ -108,6 +111,7 @@ def run_rft(
             trainer.step,
             {
                 **trainer.state(),
+                "origin": origin,
                 "metrics_offset": file.sync(),
                 "before": first.to_state(),
                 "after": after.to_state(),

@@ -314,7 +314,6 @@ class Trainer:
             "reference": self.reference,
             "noise_floor": self.noise_floor,
             "config": self.config.model_dump(mode="json"),
-            "data": data_fingerprint(self.windows),
         }
 
     def restore(self, state: dict[str, Any], where: Path) -> None:
@@ -325,7 +324,7 @@ class Trainer:
             where: checkpoint folder, named in errors.
 
         Raises:
-            CheckpointError: the checkpoint belongs to another configuration, data set or policy.
+            CheckpointError: the checkpoint belongs to another configuration or policy.
         """
         ours = self.config.model_dump(mode="json")
         different = sorted(
@@ -345,10 +344,6 @@ class Trainer:
                 f"{where}: already at step {state['step']}, steps = {self.config.steps}; "
                 "ask for more steps"
             )
-        if state["data"] != data_fingerprint(self.windows):
-            raise CheckpointError(
-                f"{where}: written with other training windows; use the same data files"
-            )
         try:
             self.module.load_state_dict(state["policy"])
             self.optimiser.load_state_dict(state["optimiser"])
@@ -360,14 +355,6 @@ class Trainer:
         if self.reference is not None:
             self.reference = [weight.to(self.device) for weight in self.reference]
         self.noise_floor, self.step = state["noise_floor"], state["step"]
-
-
-def data_fingerprint(windows: Windows) -> dict[str, Any]:
-    """What a checkpoint remembers of its data: number and length of windows, sum of actions."""
-    total = sum(
-        float(torch.from_numpy(episode.actions).double().sum()) for episode in windows.episodes
-    )
-    return {"windows": len(windows), "frames": windows.frames, "actions": total}
 
 
 def as_module(policy: TrainablePolicy) -> nn.Module:

@@ -91,7 +91,10 @@ Noise = Annotated[str, typer.Option(help="shared or independent.")]
 
 @app.command()
 def demo(
-    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run folder [default: runs/demo, or runs/demo-from-scratch]."),
+    ] = None,
     config: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "demo",
     settings: Settings = None,
     from_scratch: Annotated[
@@ -107,6 +110,7 @@ def demo(
     from vlarft.demo import DemoConfig, headline, run_demo
 
     console = console_for(json_file)
+    run = run or Path("runs/demo-from-scratch" if from_scratch else "runs/demo")
     with redirect_stdout(sys.stderr) if json_file == "-" else nullcontext():
         summary = run_demo(
             run,

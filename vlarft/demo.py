@@ -30,6 +30,7 @@ ASSETS = Path(__file__).parent / "assets"
 DEMOS = ASSETS / "demos" / "libero_object_64"
 WORLD = ASSETS / "checkpoints" / "world"
 POLICY = ASSETS / "checkpoints" / "policy"
+PRETRAINING = "pretraining"  # folder of a run that trained its own models
 
 Say = Callable[[str], None]
 
@@ -149,13 +150,17 @@ def run_demo(
 
     Returns:
         Content of `summary.json`.
+
+    Raises:
+        CheckpointError: `run` holds an experiment on the other kind of models.
     """
+    check_models(run, from_scratch)
     clock = Stopwatch()
     write_environment(run)
     rft = load_config(RFTConfig, config.rft, config.rft_set)
     world, policy = WORLD, POLICY
     if from_scratch:
-        world, policy = pretrain(run / "pretraining", config, clock, say)
+        world, policy = pretrain(run / PRETRAINING, config, clock, say)
     with clock("loading"):
         bench = load_bench(world, policy, [DEMOS], rft.reward.metric)
     say(
@@ -175,6 +180,21 @@ def run_demo(
     )  # fmt: skip
     dump_config(config, run / "demo.yaml")
     return summary
+
+
+def check_models(run: Path, from_scratch: bool) -> None:
+    """Refuse a demo's folder that belongs to the other kind of models, before they are trained."""
+    own = (run / PRETRAINING).is_dir()
+    if own and not from_scratch:
+        raise CheckpointError(
+            f"{run}: holds a demo of models trained from scratch; run it with --from-scratch, or "
+            "choose another --run"
+        )
+    if from_scratch and not own and any(run.glob("seed-*")):
+        raise CheckpointError(
+            f"{run}: holds a demo of the bundled models; run it without --from-scratch, or choose "
+            "another --run"
+        )
 
 
 def experiment(

@@ -191,6 +191,28 @@ def test_demo_from_scratch_trains_the_models_it_uses(models, tmp_path, monkeypat
     assert (run / "pretraining" / "world" / "world" / "layout.json").exists()
 
 
+def test_demo_from_scratch_does_not_report_the_bundled_models_results(
+    models, tmp_path, capsys, monkeypatch
+):
+    """Nor the other way round: by default they lie apart, and one folder holds one of them."""
+    use_tiny_assets(models, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    command = ["demo", "--config", demo_config(models, tmp_path), "--set", "seeds=[0]"]
+    assert run_command(command) == 0
+    assert run_command([*command, "--from-scratch"]) == 0
+    folders = [tmp_path / "runs" / name for name in ("demo", "demo-from-scratch")]
+    bundled, scratch = (json.loads((f / "summary.json").read_text()) for f in folders)
+    assert (bundled["from_scratch"], scratch["from_scratch"]) == (False, True)
+    assert bundled["distance_before"] != scratch["distance_before"]
+    capsys.readouterr()
+    for folder, extra, option in zip(
+        folders, (["--from-scratch"], []), ("without", "with"), strict=True
+    ):
+        assert run_command([*command, *extra, "--run", str(folder)]) == 2
+        assert f"run it {option} --from-scratch" in capsys.readouterr().err
+    assert not (folders[0] / "pretraining").exists()
+
+
 def test_missing_bundled_models_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "WORLD", demo.ASSETS / "checkpoints" / "none")
     assert run_command(["demo", "--run", str(tmp_path / "x")]) == 2

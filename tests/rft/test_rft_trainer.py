@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -217,6 +220,67 @@ def test_sinks_are_refused_by_name(tmp_path, monkeypatch):
         ConfigError, match="'wandb' needs the package wandb, which is not installed"
     ):
         open_sinks(["wandb"], tmp_path, {})
+
+
+class FakeWandb(ModuleType):
+    """Keeps what `wandb.init` was given and what was logged."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.runs, self.logged, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.runs.append(options)
+        return SimpleNamespace(log=self.log, finish=self.finish)
+
+    def log(self, values, step):
+        self.logged.append((self.runs[-1]["id"], step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_each_arm_is_a_wandb_run_of_its_own_and_a_resumed_one_goes_on(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    def experiment(folder, steps):
+        windows = make_windows(), make_windows(seed=1)
+        config = configure("sinks=[wandb]", f"steps={steps}")
+        run_experiment(
+            MockEngine(), MockPolicy(), *windows, tmp_path / folder, config, seeds=(0, 1)
+        )
+        return wandb.runs[-4:]
+
+    first = experiment("claim", 2)
+    arms = [f"claim/seed-{seed}/{arm}" for seed in (0, 1) for arm in ("control", "treatment")]
+    assert [options["name"] for options in first] == arms
+    assert len({options["id"] for options in first}) == 4
+    assert [step for name, step, _ in wandb.logged if name == first[0]["id"]] == [0, 1, 2]
+    again, other = experiment("claim", 3), experiment("other", 2)
+    assert [options["id"] for options in again] == [options["id"] for options in first]
+    assert [step for name, step, _ in wandb.logged if name == first[0]["id"]] == [0, 1, 2, 3]
+    assert not {options["id"] for options in other} & {options["id"] for options in first}
+    assert wandb.finished == 12
+
+
+def test_tensorboard_takes_one_scalar_a_name(tmp_path, monkeypatch):
+    """With the package when it is there, with a stand-in otherwise."""
+    scalars = []
+    if find_spec("tensorboard") is None:
+        module = ModuleType("torch.utils.tensorboard")
+        module.SummaryWriter = lambda folder: SimpleNamespace(
+            add_scalar=lambda *values: scalars.append((Path(folder), *values)), close=lambda: None
+        )
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: module)
+    run(tmp_path, "sinks=[tensorboard]", "steps=2")
+    if scalars:
+        assert {folder for folder, *_ in scalars} == {tmp_path / "tensorboard"}
+        assert [step for _, name, _, step in scalars if name == "lr.head"] == [1, 2]
+    else:
+        assert any((tmp_path / "tensorboard").iterdir())
 
 
 def test_sinks_take_flat_numbers():

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,18 +113,24 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A Weights & Biases run named after the run folder; `WANDB_*` variables apply."""
+    """A Weights & Biases run named after the end of the run folder; `WANDB_*` variables apply.
+
+    Its id is drawn once and kept in the folder, so that a resumed run goes on in the same one.
+    """
 
     def __init__(self, run: Path, config: dict[str, Any]) -> None:
         import wandb
 
+        file = run / "wandb_id.txt"
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._run: Any = wandb.init(
             project="vlarft",
-            name=run.name,
+            name="/".join(run.absolute().parts[1:][-3:]),  # tells the arms of an experiment apart
             dir=str(run),
             config=config,
             resume="allow",
-            id=run.name,
+            id=file.read_text(encoding="utf-8"),
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rft_mocks import MockEngine, MockPolicy, make_windows
 
-from vlarft.errors import ShapeError
+from vlarft.errors import DataError, ShapeError
 from vlarft.rft.config import EvaluationConfig, RewardConfig, SamplingConfig
 from vlarft.rft.evaluation import (
     evaluate_policy,
@@ -115,3 +115,12 @@ def test_difference_of_two_arms_is_paired():
 def test_shapes_are_checked():
     with pytest.raises(ShapeError, match="seeds, windows"):
         paired_interval(torch.rand(3, 4), torch.rand(3, 5), torch.zeros(4))
+
+
+def test_one_episode_gives_no_interval():
+    """However many seeds: whole episodes are what a draw takes."""
+    values, episodes = torch.rand(3, 4), torch.full((4,), 7)
+    with pytest.raises(DataError, match="at least 2 episodes, got 1"):
+        paired_interval(values, values, episodes)
+    with pytest.raises(DataError, match="at least 2 episodes, got 1"):
+        paired_difference((values, values), (values, values), episodes)

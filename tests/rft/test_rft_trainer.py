@@ -304,6 +304,23 @@ def test_validation_must_be_unseen(tmp_path):
         run(tmp_path, "reward.metric=lpips-vgg")
 
 
+@pytest.mark.parametrize(("episodes", "windows"), [(1, 8), (4, 1)])
+def test_too_few_validation_episodes_are_refused_before_any_work(tmp_path, episodes, windows):
+    engine = MockEngine()
+    with pytest.raises(DataError, match="at least 2 episodes, got 1"):
+        run_experiment(
+            engine,
+            MockPolicy(),
+            make_windows(),
+            make_windows(episodes, seed=1),
+            tmp_path / "run",
+            configure(f"evaluation.windows={windows}"),
+            seeds=(0,),
+        )
+    assert engine.rollouts == 0
+    assert not (tmp_path / "run").exists()
+
+
 # ---- stop and continue --------------------------------------------------------------------------
 
 

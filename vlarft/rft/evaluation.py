@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine, Sampling
-from vlarft.errors import ShapeError
+from vlarft.errors import DataError, ShapeError
 from vlarft.models.policy import Observation, Policy
 from vlarft.rft.config import EvaluationConfig, RewardConfig, SamplingConfig
 from vlarft.rft.randomness import generator_for, seed_for
@@ -199,12 +199,29 @@ def _interval(draws: Tensor, level: float) -> tuple[float, float]:
     return low, high
 
 
+def check_episodes(episodes: Tensor) -> None:
+    """Refuse windows that no interval can be drawn from.
+
+    Args:
+        episodes: int [W], episode of each window.
+
+    Raises:
+        DataError: fewer than two episodes.
+    """
+    if len(torch.unique(episodes)) < 2:
+        raise DataError(
+            "an interval needs validation windows of at least 2 episodes, got 1; give more "
+            "validation episodes, or raise evaluation.windows"
+        )
+
+
 def _check(before: Tensor, after: Tensor, episodes: Tensor) -> None:
     if before.dim() != 2 or before.shape != after.shape or episodes.shape != before.shape[1:]:
         raise ShapeError(
             f"paired interval: before {list(before.shape)} and after {list(after.shape)} must be "
             f"equal [seeds, windows], episodes [windows], got {list(episodes.shape)}"
         )
+    check_episodes(episodes)
 
 
 def paired_interval(
@@ -232,6 +249,7 @@ def paired_interval(
 
     Raises:
         ShapeError: shapes do not fit together.
+        DataError: fewer than two episodes.
     """
     _check(before, after, episodes)
     b, a = _resampled_means([before, after], episodes, draws, seed)
@@ -262,6 +280,7 @@ def paired_difference(
 
     Raises:
         ShapeError: shapes do not fit together.
+        DataError: fewer than two episodes.
     """
     values = [*treatment, *control]
     for before, after in (treatment, control, (treatment[0], control[0])):

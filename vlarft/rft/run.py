@@ -16,7 +16,12 @@ from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError, DataError
 from vlarft.files import write_json
 from vlarft.rft.config import RFTConfig
-from vlarft.rft.evaluation import Evaluation, evaluate_policy, spread_windows
+from vlarft.rft.evaluation import (
+    Evaluation,
+    check_episodes,
+    evaluate_policy,
+    spread_windows,
+)
 from vlarft.rft.metrics import Metrics, MetricsFile, StepProgress, flat_numbers, open_sinks
 from vlarft.rft.origin import check_origin, run_origin
 from vlarft.rft.policy import TrainablePolicy
@@ -73,8 +78,9 @@ def run_rft(
     """
     _check_apart(training, validation)
     _check_metric(engine, config)
-    trainer = Trainer(engine, policy, training, config)
     indices = spread_windows(len(validation), config.evaluation.windows)
+    check_episodes(validation.episode[indices])
+    trainer = Trainer(engine, policy, training, config)
 
     def evaluate() -> Evaluation:
         return evaluate_policy(

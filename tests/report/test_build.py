@@ -70,6 +70,49 @@ def test_a_single_run_does_not_claim_what_a_control_must_show(tmp_path):
     assert report.charts
 
 
+def interrupt(run, arm, steps):
+    """Cut an arm of `write_experiment` back to an unfinished run."""
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()][: steps + 1]
+    lines[0]["noise_floor"] = 0.0
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    control = "permuted" if arm == "control" else "none"
+    (run / "config.yaml").write_text(f"steps: 50\ncontrol: {control}\n")
+
+
+@pytest.mark.parametrize("arm", ["treatment", "control"])
+def test_an_unfinished_run_is_fine_tuning_and_says_how_far_it_is(tmp_path, arm):
+    run = write_experiment(tmp_path / "run") / "seed-0" / arm
+    interrupt(run, arm, 20)
+    report = build_report(run)
+    assert report.title == "Reinforcement fine-tuning in imagination"
+    assert report.subtitle == f"Not finished: 1 {arm} run at step 20 of 50."
+    assert "not finished" in report.verdict
+    assert not report.headlines
+    assert [c.title for c in report.charts][:2] == [
+        "Imagined distance, validation", "Action error, validation",
+    ]  # fmt: skip
+    names = {s.name for c in report.charts for s in c.series}
+    assert names == {"fine-tuned" if arm == "treatment" else "control"}
+    assert report.seconds["rollout"] == pytest.approx(20 * 0.61)
+
+
+def test_an_unfinished_experiment_shows_the_arms_it_has(tmp_path):
+    run = write_experiment(tmp_path / "run")
+    (run / "summary.json").unlink()
+    (run / "config.yaml").unlink()
+    for seed in range(3):
+        for arm in ("treatment", "control"):
+            interrupt(run / f"seed-{seed}" / arm, arm, 50 if seed == 0 else 30)
+    (run / "seed-2" / "treatment" / "metrics.jsonl").write_text("")  # just begun
+    report = build_report(run)
+    assert report.subtitle == (
+        "Not finished: 2 treatment runs at step 50, 30; 3 control runs at step 50, 30, 30 of 50."
+    )
+    assert {s.name for s in report.charts[0].series} == {"fine-tuned", "control"}
+    assert write_report(run).is_file()
+
+
 def test_pretraining_report_pairs_training_and_validation(tmp_path):
     lines = [{"step": s, "loss": 1 / s, "gradient_norm": 1.0} for s in range(1, 5)] + [
         {"step": 4, "validation_loss": 0.3}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlarft.config import read_yaml
 from vlarft.errors import DataError
 from vlarft.eval.world_model import LABELS, METHODS, OVER_COPY_DB, OVER_SWAPPED_DB
 from vlarft.report.charts import amount
@@ -52,6 +53,8 @@ def build_report(run: Path) -> ReportData:
         raise DataError(f"{run}: no such run folder")
     summary = _json(run / "summary.json")
     metrics = read_metrics(run / "metrics.jsonl")
+    if not summary and (arms := _unfinished_arms(run, metrics)):
+        return _unfinished(run, arms)
     if not summary and not metrics:
         raise DataError(f"{run}: no summary.json and no metrics.jsonl, so this is not a run folder")
     builders: dict[str, Callable[[Path, Summary, list[Record]], ReportData]] = {
@@ -85,10 +88,7 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 def _experiment(run: Path, summary: Summary, _metrics: list[Record]) -> ReportData:
-    arms = {
-        arm: [read_metrics(path) for path in sorted(run.glob(f"seed-*/{arm}/metrics.jsonl"))]
-        for arm in ("treatment", "control")
-    }
+    arms = _arms(run)
     seeds, steps = len(summary["seeds"]), summary["steps"]
     change, control, gap = (
         summary[key] for key in ("distance_change", "control_change", "difference")
@@ -173,6 +173,50 @@ def _experiment(run: Path, summary: Summary, _metrics: list[Record]) -> ReportDa
         command=str(summary.get("command", f"vlarft report {run}")),
         notes=_rft_notes(summary),
     )
+
+
+def _unfinished_arms(run: Path, metrics: list[Record]) -> dict[str, list[list[Record]]]:
+    """Metrics of the arms of a fine-tuning without a summary; empty for other runs."""
+    arms = _arms(run)
+    if metrics and "noise_floor" in metrics[0]:  # step 0 of one fine-tuning run
+        permuted = _settings(run).get("control") == "permuted"
+        arms["control" if permuted else "treatment"].append(metrics)
+    return arms if any(arms.values()) else {}
+
+
+def _unfinished(run: Path, arms: dict[str, list[list[Record]]]) -> ReportData:
+    folder = next(iter(sorted(run.glob("seed-*/*"))), run)
+    wanted = _settings(folder).get("steps")
+    done = [
+        f"{len(runs)} {arm} {'run' if len(runs) == 1 else 'runs'} at step "
+        + ", ".join(str(records[-1]["step"]) for records in runs)
+        for arm, runs in arms.items()
+        if runs
+    ]
+    timed = [r for runs in arms.values() for records in runs for r in records]
+    return ReportData(
+        title="Reinforcement fine-tuning in imagination",
+        subtitle=f"Not finished: {'; '.join(done)} of {wanted}.",
+        verdict="This run is not finished, so there are no figures with intervals yet. The command "
+        "that started it goes on from its last checkpoint.",
+        charts=_rft_charts(arms),
+        seconds=_stage_seconds(timed, {}),
+        configuration=_text(folder / "config.yaml"),
+        environment=_json(run / "environment.json"),
+        command=f"vlarft report {run}",
+    )
+
+
+def _arms(run: Path) -> dict[str, list[list[Record]]]:
+    """Metrics of an experiment's runs, by arm; runs that have not begun are left out."""
+    return {
+        arm: [
+            records
+            for path in sorted(run.glob(f"seed-*/{arm}/metrics.jsonl"))
+            if (records := read_metrics(path))
+        ]
+        for arm in ("treatment", "control")
+    }
 
 
 def _single(run: Path, summary: Summary, metrics: list[Record]) -> ReportData:
@@ -623,6 +667,12 @@ def _json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON ({error.msg}, line {error.lineno})") from error
     return content
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """Content of the run's config.yaml; empty when it has none."""
+    path = run / "config.yaml"
+    return read_yaml(path) if path.exists() else {}
 
 
 def _text(path: Path) -> str:

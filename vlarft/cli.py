@@ -81,6 +81,13 @@ PolicyFolder = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value; dots reach nested keys.")
 ]
+Backend = Annotated[
+    Literal["auto", "native", "reference"], typer.Option(help="Of the world model.")
+]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the world model.")]
+Attention = Annotated[
+    Literal["sdpa", "flash-attn", "xformers"], typer.Option(help="Of the prompt's prefill.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Metric = Annotated[str, typer.Option(help="lpips-alex (bundled), lpips-vgg or lpips-squeeze.")]
 Seed = Annotated[int, typer.Option(help="Of the world model's noise.")]
@@ -100,6 +107,9 @@ def demo(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train all models first, shortly.")
     ] = False,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
     json_file: JsonFile = None,
 ) -> None:
     """Fine-tune the bundled policy inside the bundled world model and write one HTML report.
@@ -107,7 +117,7 @@ def demo(
     A second call continues where a stopped one ended. Example: vlarft demo --run runs/demo
     """
     from vlarft.config import load_config
-    from vlarft.demo import DemoConfig, headline, run_demo
+    from vlarft.demo import DemoConfig, EngineOptions, headline, run_demo
 
     console = console_for(json_file)
     run = run or Path("runs/demo-from-scratch" if from_scratch else "runs/demo")
@@ -116,6 +126,7 @@ def demo(
             run,
             load_config(DemoConfig, config, settings or []),
             from_scratch=from_scratch,
+            options=EngineOptions(backend, dtype, attention),
             command=command_line(),
             say=partial(say, console),
         )
@@ -137,6 +148,9 @@ def rft(
         str | None, typer.Option(help="Such as 0,1,2: treatment and control for each seed.")
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Scenes in the report.")] = 4,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -149,6 +163,7 @@ def rft(
         DEMOS,
         POLICY,
         WORLD,
+        EngineOptions,
         Stopwatch,
         experiment,
         finish,
@@ -164,10 +179,11 @@ def rft(
     wanted = load_config(RFTConfig, config, settings or [])
     numbers = _numbers(seeds)
     start = policy or POLICY
+    options = EngineOptions(backend, dtype, attention, device)
     with clock("loading"):
-        bench = load_bench(world or WORLD, start, data or [DEMOS], wanted.reward.metric, device)
+        bench = load_bench(world or WORLD, start, data or [DEMOS], wanted.reward.metric, options)
     write_environment(run)
-    extra = {"command": command_line()}
+    extra = {"engine": options.used(bench.engine), "command": command_line()}
     if numbers:
         summary = experiment(bench, start, run, wanted, numbers, pictures, clock, extra)
     else:
@@ -198,6 +214,9 @@ def eval_world_model(
     temperature: Temperature = 1.0,
     top_p: TopP = 0.8,
     noise: Noise = "shared",
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -208,25 +227,25 @@ def eval_world_model(
     from vlarft.demo import (
         DEMOS,
         WORLD,
+        EngineOptions,
         Stopwatch,
-        existing,
         finish,
         judge_world_model,
         load_windows,
     )
-    from vlarft.engine import RolloutEngine
     from vlarft.report.environment import write_environment
 
     console, clock = console_for(json_file), Stopwatch()
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
+    options = EngineOptions(backend, dtype, attention, device)
     with clock("loading"):
-        engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
+        engine = options.load(world or WORLD, metric)
         chosen = load_windows(data or [DEMOS], split, engine.world.layout.frames)
     with clock("evaluation"), _bar("imagining") as progress:
         quality = judge_world_model(
             engine, chosen, windows, sampling, batch=batch, progress=progress
         )
-    summary = quality.to_dict() | {"command": command_line()}
+    summary = quality.to_dict() | {"engine": options.used(engine), "command": command_line()}
     console.print(quality.table())
     for line in quality.lines():
         say(console, line)
@@ -257,6 +276,9 @@ def imagine(
     temperature: Temperature = 1.0,
     top_p: TopP = 0.8,
     noise: Noise = "shared",
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -264,15 +286,15 @@ def imagine(
 
     Example: vlarft imagine --episode 2 --start 40 --actions 5 --out imagined.gif
     """
-    from vlarft.demo import DEMOS, WORLD, existing, load_windows
-    from vlarft.engine import RolloutEngine
+    from vlarft.demo import DEMOS, WORLD, EngineOptions, load_windows
     from vlarft.report.imagination import imagine_actions, write_animation
 
     console = console_for(json_file)
     if out.suffix not in (".gif", ".webp"):
         raise ConfigError(f"--out {out}: allowed: a name that ends in .gif or .webp")
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
-    engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
+    options = EngineOptions(backend, dtype, attention, device)
+    engine = options.load(world or WORLD, metric)
     windows = load_windows(data or [DEMOS], split, engine.world.layout.frames)
     result = imagine_actions(engine, windows, episode, start, actions, sampling)
     write_animation(out, result.panels, scale)
@@ -283,7 +305,8 @@ def imagine(
         numbers = f"L1 {l1:.4f}  {metric} {perceptual:.4f}"
         say(console, f"frame {frame}: {numbers}  to the expert's imagination")
     say(console, f"{out}: recorded | expert imagined | these actions imagined | difference x4")
-    write_result(json_file, result.to_dict() | {"file": str(out)})
+    used = {"engine": options.used(engine), "file": str(out)}
+    write_result(json_file, result.to_dict() | used)
 
 
 @weights_app.command("lpips")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +14,12 @@ from vlarft.config import Config, dump_config, load_config
 from vlarft.data.libero import read_episodes
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine, Sampling
+from vlarft.engine.resolve import resolve_device, resolve_dtype
 from vlarft.errors import CheckpointError, DataError
 from vlarft.eval.world_model import WorldModelReport, evaluate_world_model
 from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicy
+from vlarft.reference.attention import causal_attention
 from vlarft.report.build import write_report
 from vlarft.report.environment import write_environment
 from vlarft.report.scenes import imagine_scenes, save_scenes
@@ -55,6 +57,36 @@ class DemoConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine computes; allowed values: see `RolloutEngine`.
+
+    Raises:
+        BackendError, ConfigError: an option is unknown or cannot run here.
+    """
+
+    backend: str = "auto"
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        causal_attention(self.attention, resolve_device(self.device), resolve_dtype(self.dtype))
+
+    def load(self, world: Path, metric: str) -> RolloutEngine:
+        """The engine of a world folder.
+
+        Raises:
+            CheckpointError: the folder is missing or damaged.
+            BackendError, ConfigError: back end or metric is unknown, or cannot run here.
+        """
+        return RolloutEngine.load(existing(world), metric=metric, **asdict(self))
+
+    def used(self, engine: RolloutEngine) -> dict[str, str]:
+        """What runs, with back end and device as the engine resolved them; for `summary.json`."""
+        return asdict(self) | {"backend": engine.backend, "device": str(engine.device)}
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """What an experiment needs: engine, starting policy, and windows of both splits."""
 
@@ -65,14 +97,14 @@ class Bench:
 
 
 def load_bench(
-    world: Path, policy: Path, data: Sequence[Path], metric: str, device: str = "cpu"
+    world: Path, policy: Path, data: Sequence[Path], metric: str, options: EngineOptions
 ) -> Bench:
     """Load models and demonstrations.
 
     Raises:
         CheckpointError, DataError: a part is missing or damaged.
     """
-    engine = RolloutEngine.load(existing(world), metric=metric, device=device)
+    engine = options.load(world, metric)
     return Bench(
         engine,
         FlowPolicy.from_pretrained(existing(policy)),
@@ -137,7 +169,13 @@ def judge_world_model(
 
 
 def run_demo(
-    run: Path, config: DemoConfig, *, from_scratch: bool, command: str, say: Say
+    run: Path,
+    config: DemoConfig,
+    *,
+    from_scratch: bool,
+    options: EngineOptions,
+    command: str,
+    say: Say,
 ) -> dict[str, Any]:
     """Everything from checkpoints to `run/report.html`; finished parts of an earlier run are kept.
 
@@ -145,6 +183,7 @@ def run_demo(
         run: run folder.
         config: what to run.
         from_scratch: train tokenizer, world model and policy first, on the bundled demonstrations.
+        options: of the engine.
         command: stored in the summary.
         say: takes progress lines.
 
@@ -162,7 +201,7 @@ def run_demo(
     if from_scratch:
         world, policy = pretrain(run / PRETRAINING, config, clock, say)
     with clock("loading"):
-        bench = load_bench(world, policy, [DEMOS], rft.reward.metric)
+        bench = load_bench(world, policy, [DEMOS], rft.reward.metric, options)
     say(
         f"{len(bench.training.episodes)} training and {len(bench.validation.episodes)} validation "
         "episodes, "
@@ -174,10 +213,13 @@ def run_demo(
         )
     for line in quality.lines():
         say(line)
-    summary = experiment(
-        bench, policy, run, rft, config.seeds, config.pictures, clock,
-        {"world_model": quality.to_dict(), "command": command, "from_scratch": from_scratch},
-    )  # fmt: skip
+    extra = {
+        "engine": options.used(bench.engine),
+        "world_model": quality.to_dict(),
+        "command": command,
+        "from_scratch": from_scratch,
+    }
+    summary = experiment(bench, policy, run, rft, config.seeds, config.pictures, clock, extra)
     dump_config(config, run / "demo.yaml")
     return summary
 

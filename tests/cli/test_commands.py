@@ -2,11 +2,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from vlarft import demo
 from vlarft.cli import run_command
+from vlarft.engine import RolloutEngine
 
 
 def test_eval_world_model_writes_a_run(models, tmp_path, capsys):
@@ -113,6 +115,48 @@ def test_rft_one_run_then_report(models, tmp_path, capsys):
     (run / "report.html").unlink()
     assert run_command(["report", str(run)]) == 0
     assert (run / "report.html").read_text() == written
+
+
+ENGINE = ["--backend", "reference", "--dtype", "bfloat16", "--attention", "sdpa"]
+USED = {"backend": "reference", "dtype": "bfloat16", "attention": "sdpa", "device": "cpu"}
+
+
+def spy_on_engines(monkeypatch):
+    """Every engine that a command builds."""
+    built, load = [], RolloutEngine.load.__func__
+
+    def spy(cls, *args, **options):
+        built.append(load(cls, *args, **options))
+        return built[-1]
+
+    monkeypatch.setattr(RolloutEngine, "load", classmethod(spy))
+    return built
+
+
+@pytest.mark.parametrize("command", ["rft", "demo", "eval world-model", "imagine"])
+def test_engine_options_reach_the_engine_and_the_results(
+    models, tmp_path, capsys, monkeypatch, command
+):
+    use_tiny_assets(models, monkeypatch)
+    built, run = spy_on_engines(monkeypatch), tmp_path / "run"
+    arguments = {
+        "rft": ["--run", str(run), "--config", models.config, "--pictures", "1"],
+        "demo": [
+            "--run",
+            str(run),
+            "--config",
+            demo_config(models, tmp_path),
+            "--set",
+            "seeds=[0]",
+        ],
+        "eval world-model": ["--run", str(run), "--windows", "4"],
+        "imagine": ["--out", str(tmp_path / "a.gif")],
+    }[command]
+    assert run_command([*command.split(), *arguments, *ENGINE, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == USED
+    assert [(e.backend, e.dtype) for e in built] == [("reference", torch.bfloat16)]
+    if command != "imagine":
+        assert json.loads((run / "summary.json").read_text())["engine"] == USED
 
 
 def demo_config(models, tmp_path):

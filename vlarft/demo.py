@@ -19,6 +19,7 @@ from vlarft.errors import CheckpointError, DataError
 from vlarft.eval.world_model import WorldModelReport, evaluate_world_model
 from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicy
+from vlarft.progress import phase, progress_bar
 from vlarft.reference.attention import causal_attention
 from vlarft.report.build import write_report
 from vlarft.report.environment import write_environment
@@ -207,9 +208,13 @@ def run_demo(
         "episodes, "
         f"{len(bench.validation)} validation windows"
     )
-    with clock("world-model evaluation"):
+    with clock("world-model evaluation"), progress_bar("judging the world model") as progress:
         quality = judge_world_model(
-            bench.engine, bench.validation, config.world_model_windows, Sampling()
+            bench.engine,
+            bench.validation,
+            config.world_model_windows,
+            Sampling(),
+            progress=progress,
         )
     for line in quality.lines():
         say(line)
@@ -283,14 +288,15 @@ def show_policies(
     middles = spread_windows(len(bench.validation), 2 * count)[
         1::2
     ]  # not the first window, where little moves
-    scenes = imagine_scenes(
-        bench.engine,
-        FlowPolicy.from_pretrained(before),
-        FlowPolicy.from_pretrained(after),
-        bench.validation,
-        middles,
-        make_sampling(config.sampling).model_copy(update={"seed": config.evaluation.seed}),
-    )
+    with phase("imagining the pictures of the report"):
+        scenes = imagine_scenes(
+            bench.engine,
+            FlowPolicy.from_pretrained(before),
+            FlowPolicy.from_pretrained(after),
+            bench.validation,
+            middles,
+            make_sampling(config.sampling).model_copy(update={"seed": config.evaluation.seed}),
+        )
     save_scenes(run, scenes)
 
 

@@ -197,6 +197,8 @@ def test_demo(models, tmp_path, capsys, monkeypatch):
         assert key in summary
     assert [entry["seed"] for entry in summary["seeds"]] == [0, 1]
     assert str((run / "report.html").resolve()) in err
+    for words in ("judging the world model 4/4", "seed 0: noise floor", "pictures of the report"):
+        assert words in err
     text = (run / "report.html").read_text()
     for words in (
         "Against the control",

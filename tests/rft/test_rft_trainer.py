@@ -321,6 +321,15 @@ def test_too_few_validation_episodes_are_refused_before_any_work(tmp_path, episo
     assert not (tmp_path / "run").exists()
 
 
+def test_what_runs_before_the_first_step_is_shown(tmp_path, capsys):
+    run(tmp_path, "evaluation.batch=4")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:4] == [
+        "rft: evaluation", "rft: evaluation 4/8", "rft: evaluation 8/8", "rft: noise floor",
+    ]  # fmt: skip
+    assert lines[4].startswith("rft step 1/6")
+
+
 # ---- stop and continue --------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Imagined distance to the expert on held-out windows, and what a change of it is worth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,7 @@ def evaluate_policy(
     evaluation: EvaluationConfig,
     reward: RewardConfig,
     sampling: SamplingConfig,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Imagine the policy's actions and the expert's from the same frame and compare.
 
@@ -106,10 +107,12 @@ def evaluate_policy(
         evaluation: batch size, seed, numbers of chunks.
         reward: weights and reduction; `kind` and `frames` do not matter here.
         sampling: how the world model draws tokens.
+        progress: called with (windows done, W) after each batch.
     """
     numbers = torch.as_tensor(indices, dtype=torch.int64)
     parts: list[tuple[Tensor, ...]] = []
     sampled_parts: list[Tensor] = []
+    done = 0
     for chosen in torch.split(numbers, evaluation.batch):
         batch = windows.batch(chosen)
         observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
@@ -142,6 +145,9 @@ def evaluate_policy(
             )
         )
         sampled_parts.append(distance[:, evaluation.starts :].mean(-1))
+        done += len(chosen)
+        if progress:
+            progress(done, len(numbers))
     distance, l1, perceptual, action_l1 = (torch.cat(column) for column in zip(*parts, strict=True))
     return Evaluation(
         distance=distance,

@@ -15,6 +15,7 @@ from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError, DataError
 from vlarft.files import write_json
+from vlarft.progress import Shown, StepProgress, phase, progress_bar
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import (
     Evaluation,
@@ -22,7 +23,7 @@ from vlarft.rft.evaluation import (
     evaluate_policy,
     spread_windows,
 )
-from vlarft.rft.metrics import Metrics, MetricsFile, StepProgress, flat_numbers, open_sinks
+from vlarft.rft.metrics import Metrics, MetricsFile, flat_numbers, open_sinks
 from vlarft.rft.origin import check_origin, run_origin
 from vlarft.rft.policy import TrainablePolicy
 from vlarft.rft.summary import before_after
@@ -82,7 +83,7 @@ def run_rft(
     check_episodes(validation.episode[indices])
     trainer = Trainer(engine, policy, training, config)
 
-    def evaluate() -> Evaluation:
+    def evaluate(progress: Shown) -> Evaluation:
         return evaluate_policy(
             engine,
             policy,
@@ -91,7 +92,12 @@ def run_rft(
             evaluation=config.evaluation,
             reward=config.reward,
             sampling=config.sampling,
+            progress=progress,
         )
+
+    def evaluate_between_steps() -> Evaluation:
+        with progress_bar(f"{title}: evaluation") as shown:
+            return evaluate(shown)
 
     run.mkdir(parents=True, exist_ok=True)
     resumed = latest_checkpoint(run)
@@ -128,9 +134,10 @@ def run_rft(
 
     try:
         if state is None:
-            first = before or evaluate()
+            first = before or evaluate_between_steps()
             after, after_step = first, 0
-            trainer.noise_floor = trainer.measure_noise_floor()
+            with phase(f"{title}: noise floor"):
+                trainer.noise_floor = trainer.measure_noise_floor()
             write({"step": 0, "noise_floor": trainer.noise_floor, **first.means()})
             save()
         else:
@@ -141,7 +148,7 @@ def run_rft(
                 metrics = trainer.run_step()
                 last = trainer.step == config.steps
                 if last or _due(trainer.step, config.evaluation.interval):
-                    after, after_step = evaluate(), trainer.step
+                    after, after_step = evaluate(progress.within("evaluation")), trainer.step
                     metrics |= after.means()
                 write(metrics)
                 progress.step(trainer.step, _note(metrics))
@@ -150,7 +157,9 @@ def run_rft(
                 if stop.is_set():
                     raise KeyboardInterrupt
         if after_step != trainer.step:
-            after = evaluate()  # the run was shortened to a step that had no evaluation
+            after = (
+                evaluate_between_steps()
+            )  # the run was shortened to a step that had no evaluation
         seconds = earlier + time.perf_counter() - started
     finally:
         file.close()

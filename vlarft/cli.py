@@ -292,7 +292,10 @@ def imagine(
 
     console = console_for(json_file)
     if out.suffix not in (".gif", ".webp"):
-        raise ConfigError(f"--out {out}: allowed: a name that ends in .gif or .webp")
+        raise ConfigError(
+            f"--out {out}: allowed: a name that ends in .gif or .webp; a film of a GIF: "
+            "ffmpeg -i imagined.gif -pix_fmt yuv420p imagined.mp4"
+        )
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     options = EngineOptions(backend, dtype, attention, device)
     engine = options.load(world or WORLD, metric)

@@ -52,6 +52,7 @@ def test_help_does_not_load_torch():
         (["rft"], "--run"),
         (["report", "/no/such/run"], "/no/such/run: no such run folder"),
         (["imagine", "--out", "film.mp4"], "allowed: a name that ends in .gif or .webp"),
+        (["imagine", "--out", "film.mp4"], "ffmpeg -i imagined.gif -pix_fmt yuv420p imagined.mp4"),
         (["rft", "--run", "x", "--set", "stepz=3"], "did you mean 'steps'?"),
         (["rft", "--run", "x", "--seeds", "a"], "expected whole numbers"),
         (["demo", "--config", "dmeo"], "did you mean 'demo'?"),

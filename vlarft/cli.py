@@ -89,7 +89,10 @@ Attention = Annotated[
     Literal["sdpa", "flash-attn", "xformers"], typer.Option(help="Of the prompt's prefill.")
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Metric = Annotated[str, typer.Option(help="lpips-alex (bundled), lpips-vgg or lpips-squeeze.")]
+Metric = Annotated[
+    str,
+    typer.Option(help="lpips-alex (bundled), lpips-vgg, lpips-squeeze or tokenizer-features."),
+]
 Seed = Annotated[int, typer.Option(help="Of the world model's noise.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Probability mass that may be drawn.")]

@@ -20,6 +20,7 @@ from rft_mocks import MockEngine, MockPolicy, make_windows
 from vlarft.checkpoint import latest_checkpoint
 from vlarft.config import load_config
 from vlarft.data.windows import Windows
+from vlarft.engine.compare import METRICS
 from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.experiment import run_experiment
@@ -599,3 +600,17 @@ def test_the_start_of_a_group_is_the_configured_one(start):
     policy = MockPolicy()
     Trainer(MockEngine(), policy, make_windows(), configure(f"start={start}")).run_step()
     assert policy.shared_start == (start == "shared")
+
+
+def test_a_policy_without_shared_starts_runs_with_independent_ones():
+    class Plain(MockPolicy):
+        def sample(self, observation, n, generator):
+            return super().sample(observation, n, generator)
+
+    Trainer(MockEngine(), Plain(), make_windows(), configure("start=independent")).run_step()
+    with pytest.raises(ConfigError, match="takes no shared_start; use start=independent"):
+        Trainer(MockEngine(), Plain(), make_windows(), configure())
+
+
+def test_every_metric_of_the_engine_may_be_a_reward():
+    assert {configure(f"reward.metric={name}").reward.metric for name in METRICS} == set(METRICS)

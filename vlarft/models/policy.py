@@ -111,7 +111,8 @@ class Policy(Protocol):
         """Draw n chunks a scene, without gradients.
 
         With `shared_start`, randomness that the log-probability leaves out (the start of a
-        generative policy) is drawn once a scene: a group then differs by scored noise alone.
+        generative policy) is drawn once a scene: a group then differs by scored noise alone. It is
+        passed with `start: shared` only, so a policy without it can be tuned with `independent`.
         """
         ...
 

@@ -381,6 +381,8 @@ def _rft_notes(summary: Summary) -> list[str]:
     net = {
         "lpips-alex": "AlexNet, which is bundled (the paper's is VGG-16)",
         "lpips-vgg": "VGG-16, as in the paper",
+        "lpips-squeeze": "SqueezeNet (the paper's is VGG-16)",
+        "tokenizer-features": "the tokenizer's own encoder (the paper's is VGG-16)",
     }
     return [
         "Distance = mean absolute pixel difference + LPIPS, averaged over frames; the LPIPS "

@@ -25,7 +25,7 @@ class RewardConfig(Config):
     """Weight of the mean absolute pixel difference (pixels in [0, 1])."""
     lpips: NonNegative = 1.0
     """Weight of the perceptual distance."""
-    metric: Literal["lpips-alex", "lpips-vgg"] = "lpips-vgg"
+    metric: Literal["lpips-alex", "lpips-vgg", "lpips-squeeze", "tokenizer-features"] = "lpips-vgg"
     """Network of the perceptual distance; the paper's is VGG-16, the demo bundles AlexNet."""
     aggregation: Literal["mean", "last", "discount"] = "mean"
     """How T frame distances become one: mean, last frame only, or discounted towards the end."""
@@ -149,7 +149,8 @@ class RFTConfig(Config):
     start: Literal["shared", "independent"] = "shared"
     """Start of the flow: one for all rollouts of a scene, or one for each, as in the paper.
 
-    The log-probability leaves the start out, so its share of a reward difference is noise.
+    The log-probability leaves the start out, so its share of a reward difference is noise. A policy
+    whose `sample` takes no `shared_start` needs `independent`.
     """
     control: Literal["none", "permuted"] = "none"
     """`permuted` shuffles the advantages within each group: the control arm of every claim."""

@@ -29,6 +29,7 @@ One step: P windows -> N action chunks each -> imagine and compare with the expe
 rewards [P, N] -> advantages within each scene -> clipped policy gradient + anchor -> AdamW.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ class Trainer:
         config: the run.
 
     Raises:
-        ConfigError: a trained weight is not float32, or the policy has nothing to train.
+        ConfigError: a trained weight is not float32, the policy has nothing to train, or it cannot
+            share the start of a group.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Trainer:
                 f"reward.frames names frame {config.reward.frames[-1]}; "
                 f"windows have {windows.frames}: use 1..{windows.frames}"
             )
+        self.sample_options = _sample_options(policy, config)
         self.module = as_module(policy)
         self.module.eval()  # no dropout: old and new log-probabilities must agree
         self.step = 0
@@ -125,11 +128,9 @@ class Trainer:
         with timer("encode"):
             scenes = self._scenes(chosen, batch)
         with timer("sample"), torch.no_grad():
+            generator = self._generator("policy noise")
             proposal = self.policy.sample(
-                observation,
-                config.rollouts,
-                self._generator("policy noise"),
-                shared_start=config.start == "shared",
+                observation, config.rollouts, generator, **self.sample_options
             )
         with timer("rollout"), torch.no_grad():
             outcome = judge(
@@ -362,6 +363,19 @@ def as_module(policy: TrainablePolicy) -> nn.Module:
     if not isinstance(policy, nn.Module):
         raise ConfigError(f"policy is {type(policy).__name__}; training needs a torch nn.Module")
     return policy
+
+
+def _sample_options(policy: TrainablePolicy, config: RFTConfig) -> dict[str, bool]:
+    """What `policy.sample` is given beside its three arguments; only what is asked for."""
+    if config.start == "independent":
+        return {}
+    accepted = inspect.signature(policy.sample).parameters.values()
+    if not any(p.name == "shared_start" or p.kind is p.VAR_KEYWORD for p in accepted):
+        raise ConfigError(
+            f"start = shared, but {type(policy).__name__}.sample() takes no shared_start; "
+            "use start=independent, or give it that argument"
+        )
+    return {"shared_start": True}
 
 
 def _summarise(records: list[dict[str, float]]) -> Metrics:

@@ -5,12 +5,12 @@ import re
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlarft.bench.machine import near
 from vlarft.engine import Sampling
 from vlarft.errors import ConfigError
-from vlarft.models.lpips import LPIPS
+from vlarft.models.lpips import LPIPS, Net
 from vlarft.models.presets import build_world
 from vlarft.models.world_model import WorldModel
 
@@ -18,7 +18,7 @@ TINY_SCENES, TINY_ROLLOUTS = 2, 3  # of the case `tiny`
 MOST_SCENES, MOST_ROLLOUTS = 64, 64
 FRAMES = 8  # T unless the name says otherwise
 _PATTERN = re.compile(r"(tiny|small|paper)-([1-9]\d*)x([1-9]\d*)(?:-t([1-8]))?")
-_METRIC_NETS = {"tiny": "alex", "small": "alex", "paper": "vgg"}
+_METRIC_NETS: dict[str, Net] = {"tiny": "alex", "small": "alex", "paper": "vgg"}
 
 # The sizes that are measured as a rule; every other P x N x T of the pattern runs as well.
 NAMED = (
@@ -143,12 +143,7 @@ def with_expert(material: Material) -> Material:
 
 def build_metric(preset: str, seed: int = 0) -> LPIPS:
     """LPIPS with random weights, VGG at paper size and AlexNet below: weights change no time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        metric = LPIPS(_METRIC_NETS[preset])  # type: ignore[arg-type]
-        for weight in metric.lins:
-            nn.init.uniform_(weight)
-    return metric.float().eval().requires_grad_(False)
+    return LPIPS.random(_METRIC_NETS[preset], seed)
 
 
 def output_hash(output: Tensor) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,11 @@ def _backbone(net: Net) -> tuple[nn.Sequential, tuple[int, ...], tuple[int, ...]
 
 
 class LPIPS(nn.Module):
-    """Distance of images in [0, 1]; `LPIPS.load` builds it and never leaves weights random."""
+    """Distance of images in [0, 1].
+
+    `LPIPS.load` builds it with real weights, `LPIPS.random` with random ones. Built directly, it
+    refuses images until `load_state_dict` has been called.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -99,6 +103,7 @@ class LPIPS(nn.Module):
         if net not in NETS:
             raise ConfigError(f"LPIPS net '{net}'; allowed: {', '.join(NETS)}")
         self.net = net
+        self._has_weights = False
         self.features_net, self.taps, widths = _backbone(net)
         self.lins = nn.ParameterList([nn.Parameter(torch.empty(w)) for w in widths])
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
@@ -132,8 +137,44 @@ class LPIPS(nn.Module):
         lpips.requires_grad_(False)
         return lpips.eval()
 
+    @classmethod
+    def random(cls, net: Net, seed: int = 0) -> "LPIPS":
+        """Random weights, heads positive: for timing and tests, where the distance means nothing.
+
+        Args:
+            net: backbone.
+            seed: of the weights.
+        """
+        lpips, generator = cls(net), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in lpips.named_parameters():
+                if name.startswith("lins"):
+                    weight.uniform_(generator=generator)
+                elif name.endswith("bias"):
+                    weight.normal_(std=0.1, generator=generator)
+                else:  # activations keep their size from layer to layer
+                    weight.normal_(std=(2 / weight[0].numel()) ** 0.5, generator=generator)
+        lpips._has_weights = True
+        return lpips.requires_grad_(False).eval()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `torch.nn.Module`; afterwards the network has weights."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._has_weights = True
+        return result
+
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images [B,3,H,W] in [0,1] -> unit-normalised features of every tap, float32 [B,C,h,w]."""
+        """Images [B,3,H,W] in [0,1] -> unit-normalised features of every tap, float32 [B,C,h,w].
+
+        Raises:
+            CheckpointError: no weights were loaded.
+            ShapeError: images are not [B,3,H,W].
+        """
+        if not self._has_weights:
+            raise CheckpointError(
+                f"LPIPS('{self.net}') has no weights; use LPIPS.load('{self.net}'), which reads "
+                f"what `vlarft weights lpips --net {self.net}` stored"
+            )
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"LPIPS images must be [B,3,H,W], got {list(images.shape)}")
         x = ((2 * images - 1 - self.shift) / self.scale).to(self.lins[0].dtype)

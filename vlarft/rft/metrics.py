@@ -1,66 +1,14 @@
-"""Where the numbers of a run go: `metrics.jsonl`, optional sinks, stage timers, progress lines."""
+"""Where the numbers of a run go beside `metrics.jsonl`: optional sinks; and stage timers."""
 
 import importlib.util
-import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from vlarft.errors import CheckpointError, ConfigError
-
-Metrics = dict[str, Any]
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, flushed line by line.
-
-    Args:
-        path: the file; created when missing.
-        offset: bytes to keep, as stored in the checkpoint that is resumed. Lines after it belong to
-            steps that will be done again.
-
-    Raises:
-        CheckpointError: the file is shorter than `offset`.
-    """
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        path.touch()
-        size = path.stat().st_size
-        if size < offset:
-            raise CheckpointError(
-                f"{path}: {size} bytes, but the checkpoint was written after {offset}; "
-                "the file was changed, start the run in a new folder"
-            )
-        os.truncate(path, offset)
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, metrics: Metrics) -> None:
-        """Append one object."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-
-    def sync(self) -> int:
-        """Bring everything to disk; returns the length in bytes, to be stored in a checkpoint."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[Metrics]:
-    """All objects of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from vlarft.errors import ConfigError
+from vlarft.metrics import Metrics
 
 
 class StageTimer:
@@ -166,49 +114,3 @@ def flat_numbers(metrics: Metrics, prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and name != "step":
             flat[prefix + name] = float(value)
     return flat
-
-
-class StepProgress:
-    """A progress bar on a terminal, plain lines otherwise (every tenth of the run, and the last).
-
-    Args:
-        title: what runs.
-        total: steps of the whole run.
-        done: steps already finished.
-        console: where to write; standard error by default.
-    """
-
-    def __init__(
-        self, title: str, total: int, done: int = 0, console: Console | None = None
-    ) -> None:
-        self._console = console or Console(file=sys.stderr)
-        self._title, self._total = title, total
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task(title, total=total, completed=done, note="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def step(self, done: int, note: str) -> None:
-        """Show that `done` steps are finished."""
-        if self._console.is_terminal:
-            self._progress.update(self._task, completed=done, note=note)
-        elif done % max(1, self._total // 10) == 0 or done == self._total:
-            self._console.print(f"{self._title} step {done}/{self._total}  {note}", soft_wrap=True)

@@ -41,12 +41,13 @@ from torch import Tensor, nn
 from vlarft.data.windows import WindowBatch, Windows
 from vlarft.engine import RolloutEngine, Scenes
 from vlarft.errors import CheckpointError, ConfigError, VlarftError
+from vlarft.metrics import Metrics
 from vlarft.models.policy import Observation, Proposal
 from vlarft.rft.advantages import Advantages, group_advantages, group_spread, permute_within_groups
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import noise_seeds
 from vlarft.rft.judge import SceneCache, judge
-from vlarft.rft.metrics import Metrics, StageTimer
+from vlarft.rft.metrics import StageTimer
 from vlarft.rft.objective import policy_terms
 from vlarft.rft.policy import TrainablePolicy
 from vlarft.rft.randomness import generator_for, step_windows

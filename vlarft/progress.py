@@ -1,0 +1,54 @@
+"""How far a command is: a bar on a terminal, plain lines otherwise, on standard error."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepProgress:
+    """A progress bar on a terminal, plain lines otherwise (every tenth of the run, and the last).
+
+    Args:
+        title: what runs.
+        total: steps of the whole run.
+        done: steps already finished.
+        console: where to write; standard error by default.
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, console: Console | None = None
+    ) -> None:
+        self._console = console or Console(file=sys.stderr)
+        self._title, self._total = title, total
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, done: int, note: str) -> None:
+        """Show that `done` steps are finished."""
+        if self._console.is_terminal:
+            self._progress.update(self._task, completed=done, note=note)
+        elif done % max(1, self._total // 10) == 0 or done == self._total:
+            self._console.print(f"{self._title} step {done}/{self._total}  {note}", soft_wrap=True)

@@ -38,7 +38,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlarft.data.windows import WindowBatch, Windows
+from vlarft.checkpoint import check_same_run
+from vlarft.data.windows import WindowBatch, Windows, data_fingerprint
 from vlarft.engine import RolloutEngine, Scenes
 from vlarft.errors import CheckpointError, ConfigError, VlarftError
 from vlarft.metrics import Metrics
@@ -328,27 +329,17 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint belongs to another configuration, data set or policy.
         """
-        ours = self.config.model_dump(mode="json")
-        different = sorted(
-            key
-            for key in {*ours, *state["config"]} - MAY_CHANGE
-            if ours.get(key) != state["config"].get(key)
+        check_same_run(
+            state,
+            where,
+            self.config.model_dump(mode="json"),
+            data_fingerprint(self.windows),
+            MAY_CHANGE,
         )
-        if different:
-            key = different[0]
-            raise CheckpointError(
-                f"{where}: written with another configuration ({', '.join(different)}; {key} was "
-                f"{state['config'].get(key)}, now {ours.get(key)}); use the same one, or a new "
-                "run folder"
-            )
         if state["step"] > self.config.steps:
             raise CheckpointError(
                 f"{where}: already at step {state['step']}, steps = {self.config.steps}; "
                 "ask for more steps"
-            )
-        if state["data"] != data_fingerprint(self.windows):
-            raise CheckpointError(
-                f"{where}: written with other training windows; use the same data files"
             )
         try:
             self.module.load_state_dict(state["policy"])
@@ -361,14 +352,6 @@ class Trainer:
         if self.reference is not None:
             self.reference = [weight.to(self.device) for weight in self.reference]
         self.noise_floor, self.step = state["noise_floor"], state["step"]
-
-
-def data_fingerprint(windows: Windows) -> dict[str, Any]:
-    """What a checkpoint remembers of its data: number and length of windows, sum of actions."""
-    total = sum(
-        float(torch.from_numpy(episode.actions).double().sum()) for episode in windows.episodes
-    )
-    return {"windows": len(windows), "frames": windows.frames, "actions": total}
 
 
 def as_module(policy: TrainablePolicy) -> nn.Module:

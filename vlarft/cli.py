@@ -346,18 +346,24 @@ def run_command(arguments: list[str]) -> int:
     except _UsageError as error:
         return _mistake(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _stopped()
+        return _stopped(arguments)
     except OSError as error:
         if error.filename is None:
             raise
         return _mistake(f"{error.filename}: {error.strerror}")
     if result == 130:  # typer turns Ctrl-C into this
-        return _stopped()
+        return _stopped(arguments)
     return result if isinstance(result, int) else 0
 
 
-def _stopped() -> int:
-    sys.stderr.write("stopped; what was finished is kept, the same command goes on from there\n")
+def _stopped(arguments: list[str]) -> int:
+    """Exit code of Ctrl-C, after a line that says how to go on."""
+    hints = {
+        "demo": "; what was finished is kept, the same command goes on from there",
+        "rft": "; what was finished is kept, the same command goes on from there",
+        "train": "; finished steps are kept, the same command with --resume goes on after them",
+    }
+    sys.stderr.write(f"stopped{hints.get(next(iter(arguments), ''), '')}\n")
     return 130
 
 

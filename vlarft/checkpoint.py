@@ -3,6 +3,7 @@
 A checkpoint remembers what its run was made from, under `config` and `data`.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Collection
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlarft.errors import CheckpointError
 
@@ -101,6 +103,15 @@ def check_same_run(
             f"{where}: written with other data ({', '.join(different)}); use the same data files, "
             "or a new run folder"
         )
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash over names and values of all weights."""
+    content = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        content.update(name.encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
 
 
 def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlarft.terminal import say
+
 
 class StepProgress:
     """A progress bar on a terminal, plain lines otherwise (every tenth of the run, and the last).
@@ -51,4 +53,8 @@ class StepProgress:
         if self._console.is_terminal:
             self._progress.update(self._task, completed=done, note=note)
         elif done % max(1, self._total // 10) == 0 or done == self._total:
-            self._console.print(f"{self._title} step {done}/{self._total}  {note}", soft_wrap=True)
+            self.line(f"{self._title} step {done}/{self._total}  {note}")
+
+    def line(self, text: str) -> None:
+        """Print a line; a bar stays below it."""
+        say(self._console, text)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.recordings import write_recordings
 from vlarft.config import load_config
 from vlarft.errors import ConfigError, DataError
 from vlarft.models.flow_policy import FlowPolicy
@@ -23,23 +24,8 @@ from vlarft.train.world_model import TokenizedWindows, WorldModelTask, WorldMode
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Four short episodes of noise in the layout that `vlarft data render` writes."""
-    path = tmp_path_factory.mktemp("data") / "pick_up_the_milk_demo.hdf5"
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs.update(
-            task="pick_up_the_milk", language="pick up the milk", observation="before action"
-        )
-        data.attrs.update(suite="libero_object", task_id=0, macros_image_convention="opengl")
-        for n, split in enumerate(["train", "train", "val", "val"]):
-            episode = data.create_group(f"demo_{n}")
-            episode.attrs.update(split=split, kind="moved", init_index=n, success=True, episode=n)
-            episode["obs/agentview_rgb"] = rng.integers(0, 255, (13, 32, 32, 3), dtype=np.uint8)
-            for key, size in (("ee_pos", 3), ("ee_ori", 3), ("gripper_states", 2)):
-                episode[f"obs/{key}"] = rng.normal(size=(13, size)).astype(np.float32)
-            episode["actions"] = rng.uniform(-0.9, 0.9, (12, 7)).astype(np.float32)
-    return [path]
+    """Four short episodes."""
+    return [write_recordings(tmp_path_factory.mktemp("data") / "pick_up_the_milk_demo.hdf5")]
 
 
 def metrics(run):

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
+from vlarft.data.windows import Windows, data_fingerprint
 from vlarft.errors import DataError
 from vlarft.models.flow_policy import FlowPolicyConfig
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
-from vlarft.train.loop import train
+from vlarft.train.loop import LoopConfig, Origin, resumed_state, train
 from vlarft.train.policy import PolicyTraining
 from vlarft.train.tokenizer import TokenizerTraining
 from vlarft.train.world_model import WorldModelTraining
@@ -96,13 +98,22 @@ def policy_command(
 
 
 def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
-    """Train a tokenizer and write `run/tokenizer`."""
+    """Train a tokenizer and write `run/tokenizer`.
+
+    Raises:
+        CheckpointError, DataError: one line each, before anything is written.
+    """
     from vlarft.train.tokenizer import TokenizerTask
 
     training, validation = _windows(data, config.model.frames)
-    tokenizer = build_tokenizer(config.model.tokenizer, config.tokenizer_training.seed)
-    task = TokenizerTask(tokenizer, config.tokenizer_training, training, validation)
-    tokenizer.load_state_dict(_train(task, config, config.tokenizer_training, run, resume))
+    settings = config.tokenizer_training
+    model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
+    origin = _origin({"model": model}, "tokenizer_training", settings, training, validation)
+    _open(run, resume, origin, config)
+    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed)
+    task = TokenizerTask(tokenizer, settings, training, validation)
+    result = train(task, settings, run, resume, origin=origin, title="tokenizer")
+    tokenizer.load_state_dict(result.weights)
     tokenizer.save_pretrained(run / "tokenizer")
     return run / "tokenizer"
 
@@ -110,18 +121,26 @@ def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bo
 def train_world_model(
     config: Pretraining, data: list[Path], run: Path, tokenizer_folder: Path, resume: bool = False
 ) -> Path:
-    """Train a world model's transformer and write `run/world`."""
+    """Train a world model's transformer and write `run/world`.
+
+    Raises:
+        CheckpointError, DataError: one line each, before anything is written.
+    """
     import torch
 
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.layout import Layout
     from vlarft.models.tokenizer import Tokenizer
     from vlarft.models.world_model import WorldModel
-    from vlarft.train.world_model import TokenizedWindows, WorldModelTask, tokenize_windows
+    from vlarft.train.world_model import WorldModelTask, kept_tokens, tokenize_windows
 
     training, validation = _windows(data, config.model.frames)
     settings = config.world_model_training
     tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    model = config.model.model_dump(mode="json", exclude={"tokenizer"})  # it comes from its folder
+    origin = _origin({"model": model}, "world_model_training", settings, training, validation)
+    origin.data["tokenizer"] = weights_fingerprint(tokenizer)
+    _open(run, resume, origin, config)
     statistics = compute_statistics(training.episodes)
     layout = Layout(
         frames=config.model.frames,
@@ -139,20 +158,24 @@ def train_world_model(
         tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout
     )
     world.structure_embeddings(settings.seed)
-    kept = run / "tokens.safetensors"  # so that resuming need not tokenise again
-    if resume and kept.is_file():
-        tokens = TokenizedWindows.load(kept)
-    else:
-        starts = torch.arange(0, len(training), settings.window_stride)
-        tokens = tokenize_windows(tokenizer, training, starts, progress=_progress("tokenise"))
-        tokens.save(kept)
+    tokens = kept_tokens(
+        run / "tokens.safetensors",
+        {**origin.data, "window_stride": settings.window_stride},
+        lambda: tokenize_windows(
+            tokenizer,
+            training,
+            torch.arange(0, len(training), settings.window_stride),
+            progress=_progress("tokenise"),
+        ),
+    )
     held_out = tokenize_windows(
         tokenizer,
         validation,
         torch.linspace(0, len(validation) - 1, min(256, len(validation))).long(),
     )
     task = WorldModelTask(world, settings, tokens, held_out, lambda w: _imagination(w, validation))
-    world.transformer.load_state_dict(_train(task, config, settings, run, resume))
+    result = train(task, settings, run, resume, origin=origin, title="world model")
+    world.transformer.load_state_dict(result.weights)
     world.save_pretrained(run / "world")
     return run / "world"
 
@@ -171,18 +194,24 @@ def _imagination(world: Any, validation: Any) -> dict[str, float]:
 
 
 def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
-    """Train a policy by behaviour cloning and write `run/policy`."""
+    """Train a policy by behaviour cloning and write `run/policy`.
+
+    Raises:
+        CheckpointError, DataError: one line each, before anything is written.
+    """
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.flow_policy import build_policy
     from vlarft.train.policy import PolicyTask
 
     training, validation = _windows(data, config.model.frames)
-    settings = config.policy_training
-    policy = build_policy(
-        config.policy_config(), compute_statistics(training.episodes), settings.seed
-    )
+    settings, sizes = config.policy_training, config.policy_config()
+    model = {"policy": sizes.model_dump(mode="json"), "model": {"frames": config.model.frames}}
+    origin = _origin(model, "policy_training", settings, training, validation)
+    _open(run, resume, origin, config)
+    policy = build_policy(sizes, compute_statistics(training.episodes), settings.seed)
     task = PolicyTask(policy, settings, training, validation)
-    policy.load_state_dict(_train(task, config, settings, run, resume))
+    result = train(task, settings, run, resume, origin=origin, title="policy")
+    policy.load_state_dict(result.weights)
     policy.save_pretrained(run / "policy")
     return run / "policy"
 
@@ -191,9 +220,8 @@ def _pretraining(name: str, settings: list[str] | None) -> Pretraining:
     return load_config(Pretraining, name, settings or [])
 
 
-def _windows(data: list[Path], frames: int) -> tuple[Any, Any]:
+def _windows(data: list[Path], frames: int) -> tuple[Windows, Windows]:
     from vlarft.data.libero import read_episodes
-    from vlarft.data.windows import Windows
 
     splits = []
     for split in ("train", "val"):
@@ -205,25 +233,26 @@ def _windows(data: list[Path], frames: int) -> tuple[Any, Any]:
     return splits[0], splits[1]
 
 
-def _train(
-    task: Any, config: Pretraining, settings: Any, run: Path, resume: bool
-) -> dict[str, Any]:
-    run.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console.print(
-        f"{settings.steps} steps of {settings.batch_size} windows -> {run}", highlight=False
+def _origin(
+    model: dict[str, Any],
+    section: str,
+    settings: LoopConfig,
+    training: Windows,
+    validation: Windows,
+) -> Origin:
+    """What a run is made from: the sections of the configuration that it uses, and its data."""
+    return Origin(
+        {**model, section: settings.model_dump(mode="json")},
+        {"training": data_fingerprint(training), "validation": data_fingerprint(validation)},
+        frozenset(f"{section}.{key}" for key in settings.may_change),
     )
+
+
+def _open(run: Path, resume: bool, origin: Origin, config: Pretraining) -> None:
+    """Check that the run may go on, then begin to write."""
+    resumed_state(run, resume, origin)
+    run.mkdir(parents=True, exist_ok=True)
     dump_config(config, run / "config.yaml")
-
-    def log(record: dict[str, Any]) -> None:
-        figures = "  ".join(
-            f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "learning_rate")
-        )
-        console.print(
-            f"step {record['step']}/{settings.steps}  {figures}", highlight=False, soft_wrap=True
-        )
-
-    return train(task, settings, run, resume, log)
 
 
 def _progress(what: str) -> Callable[[int, int], None]:

@@ -4,21 +4,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
+from torch import Tensor
 
 from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
 from vlarft.data.windows import Windows, data_fingerprint
 from vlarft.errors import DataError
+from vlarft.eval.world_model import check_windows, evaluate_world_model
 from vlarft.models.flow_policy import FlowPolicyConfig
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
+from vlarft.models.world_model import WorldModel
 from vlarft.train.loop import LoopConfig, Origin, resumed_state, train
 from vlarft.train.policy import PolicyTraining
 from vlarft.train.tokenizer import TokenizerTraining
 from vlarft.train.world_model import WorldModelTraining
 
-WATCHED_WINDOWS = 32  # imagined at each validation of the world model
+WATCHED_WINDOWS = 32  # at most, imagined at each validation of the world model
 
 app = typer.Typer(
     no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy."
@@ -106,6 +110,8 @@ def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bo
     from vlarft.train.tokenizer import TokenizerTask
 
     training, validation = _windows(data, config.model.frames)
+    resolution = config.model.tokenizer.resolution
+    _check_resolution((training, validation), resolution, "the configured tokenizer")
     settings = config.tokenizer_training
     model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
     origin = _origin({"model": model}, "tokenizer_training", settings, training, validation)
@@ -126,17 +132,17 @@ def train_world_model(
     Raises:
         CheckpointError, DataError: one line each, before anything is written.
     """
-    import torch
-
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.layout import Layout
     from vlarft.models.tokenizer import Tokenizer
-    from vlarft.models.world_model import WorldModel
     from vlarft.train.world_model import WorldModelTask, kept_tokens, tokenize_windows
 
     training, validation = _windows(data, config.model.frames)
     settings = config.world_model_training
     tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    resolution = tokenizer.config.resolution
+    _check_resolution((training, validation), resolution, f"the tokenizer {tokenizer_folder}")
+    watched = watched_windows(validation)
     model = config.model.model_dump(mode="json", exclude={"tokenizer"})  # it comes from its folder
     origin = _origin({"model": model}, "world_model_training", settings, training, validation)
     origin.data["tokenizer"] = weights_fingerprint(tokenizer)
@@ -173,24 +179,70 @@ def train_world_model(
         validation,
         torch.linspace(0, len(validation) - 1, min(256, len(validation))).long(),
     )
-    task = WorldModelTask(world, settings, tokens, held_out, lambda w: _imagination(w, validation))
-    result = train(task, settings, run, resume, origin=origin, title="world model")
+    task = WorldModelTask(
+        world, settings, tokens, held_out, lambda w: _imagination(w, validation, watched)
+    )
+    result = train(
+        task, settings, run, resume, origin=origin, title="world model", shown=_of_the_model
+    )
     world.transformer.load_state_dict(result.weights)
     world.save_pretrained(run / "world")
     return run / "world"
 
 
-def _imagination(world: Any, validation: Any) -> dict[str, float]:
-    """Does it listen to actions? A quick look at free-running imagination, dB at the last frame."""
-    import torch
+def watched_windows(validation: Windows) -> Tensor:
+    """Numbers of the windows that are imagined at each validation of a world model.
 
+    They are spread evenly; where one episode would hold more than half of them, it gets half.
+
+    Raises:
+        DataError: all are of one episode, or nothing moves in any of them.
+    """
+    chosen = torch.linspace(0, len(validation) - 1, min(WATCHED_WINDOWS, len(validation))).long()
+    largest = validation.episode[chosen] == validation.episode[chosen].mode().values
+    own, others = chosen[largest], chosen[~largest]
+    if 0 < len(others) < len(own):
+        own = own[torch.linspace(0, len(own) - 1, len(others)).long()]
+        chosen = torch.cat([own, others]).sort().values
+    try:
+        check_windows(validation, chosen)
+    except DataError as error:
+        raise DataError(f"validation episodes: {error}") from error
+    return chosen
+
+
+def _imagination(world: WorldModel, validation: Windows, watched: Tensor) -> dict[str, float]:
+    """Does it listen to actions? A quick look at free-running imagination, at the last frame."""
     from vlarft.engine import RolloutEngine
-    from vlarft.eval.world_model import evaluate_world_model
 
-    indices = torch.linspace(0, len(validation) - 1, min(WATCHED_WINDOWS, len(validation))).long()
-    engine = RolloutEngine(world, backend="reference")
-    figures = evaluate_world_model(engine, validation, indices, perceptual=False, draws=10).flat()
-    return {k: v for k, v in figures.items() if k.startswith("psnr_")}
+    engine = RolloutEngine(world, backend="reference", metric="lpips-alex")
+    return evaluate_world_model(engine, validation, watched, draws=10).flat()
+
+
+def _of_the_model(figure: str) -> bool:
+    """Whether a figure is of the world model, or a difference, rather than of another method."""
+    return "_over_" in figure or not figure.endswith(("_swapped", "_copy", "_tokenizer"))
+
+
+def _check_resolution(parts: tuple[Windows, Windows], resolution: int, where: str) -> None:
+    """Refuse frames of another size than a tokenizer's.
+
+    Args:
+        parts: windows to train and to validate on.
+        resolution: of the tokenizer, px.
+        where: what says so, named in the error.
+
+    Raises:
+        DataError: one line.
+    """
+    for windows in parts:
+        height, width = windows.resolution
+        if (height, width) != (resolution, resolution):
+            raise DataError(
+                f"{windows.episodes[0].file}: frames of {height} x {width} px, but {where} is for "
+                f"{resolution} x {resolution} px; render the recordings at that size "
+                f"(vlarft data render --size {resolution}), or choose another --config"
+            )
 
 
 def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:

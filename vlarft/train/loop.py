@@ -6,7 +6,7 @@ generator states, and its next step equals the uninterrupted one bit for bit.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +171,7 @@ def train(
     *,
     origin: Origin | None = None,
     title: str = "training",
+    shown: Callable[[str], bool] = lambda _: True,
 ) -> Trained:
     """Train `task.model`.
 
@@ -184,6 +185,7 @@ def train(
         resume: continue from the newest checkpoint of `run`.
         origin: what the run is made from; `config` alone when not given.
         title: name in progress lines.
+        shown: which figures of a validation, by name, the progress lines show; all are written.
 
     Raises:
         CheckpointError: `run` already holds a run and `resume` is off, there is none to resume, or
@@ -218,7 +220,7 @@ def train(
         nonlocal validation
         validation = loop.validate()
         file.write({"step": loop.step, **validation})
-        progress.line(f"{title} step {loop.step}  {_words(validation)}")
+        progress.line(f"{title} step {loop.step}  {_words(validation, shown)}")
 
     try:
         with (
@@ -345,8 +347,8 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[Any]:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def _words(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+def _words(figures: dict[str, float], shown: Callable[[str], bool]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if shown(name))
 
 
 class averaged:

@@ -6,8 +6,8 @@ Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 stopped
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -201,6 +201,7 @@ def eval_world_model(
 
     Example: vlarft eval world-model --run runs/quality --windows 128
     """
+    from vlarft.config import dump_values
     from vlarft.demo import (
         DEMOS,
         WORLD,
@@ -211,6 +212,7 @@ def eval_world_model(
         load_windows,
     )
     from vlarft.engine import RolloutEngine
+    from vlarft.progress import bar
     from vlarft.report.environment import write_environment
 
     console, clock = console_for(json_file), Stopwatch()
@@ -218,7 +220,7 @@ def eval_world_model(
     with clock("loading"):
         engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
         chosen = load_windows(data or [DEMOS], split, engine.world.layout.frames)
-    with clock("evaluation"), _bar("imagining") as progress:
+    with clock("evaluation"), bar("imagining") as progress:
         quality = judge_world_model(
             engine, chosen, windows, sampling, batch=batch, progress=progress
         )
@@ -228,6 +230,17 @@ def eval_world_model(
         say(console, line)
     if run:
         write_environment(run)
+        options = {
+            "world": str(world or WORLD),
+            "data": [str(path) for path in data or [DEMOS]],
+            "split": split,
+            "windows": windows,
+            "batch": batch,
+            "metric": metric,
+            "device": device,
+            "sampling": sampling.model_dump(mode="json"),
+        }
+        dump_values(options, run / "config.yaml")
         summary = finish(run, summary, clock)
         _done(console, [], run / "report.html")
     write_result(json_file, summary)
@@ -409,24 +422,3 @@ def _sampling(**values: Any) -> Any:
     from vlarft.engine import Sampling
 
     return Sampling(**values)
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, about ten plain lines otherwise, on standard error."""
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title)
-        shown = -1
-
-        def show(done: int, total: int) -> None:
-            nonlocal shown
-            bar.update(task, completed=done, total=total)
-            tenth = 10 * done // total
-            if not console.is_terminal and tenth > shown:
-                shown = tenth
-                console.print(f"{title} {done}/{total}", highlight=False, markup=False)
-
-        yield show

@@ -1,6 +1,8 @@
 """How far a command is: a bar on a terminal, plain lines otherwise, on standard error."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -58,3 +60,22 @@ class StepProgress:
     def line(self, text: str) -> None:
         """Print a line; a bar stays below it."""
         say(self._console, text)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total): a bar on a terminal, about ten plain lines otherwise."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title)
+        shown = -1
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            progress.update(task, completed=done, total=total)
+            tenth = 10 * done // total
+            if not console.is_terminal and tenth > shown:
+                shown = tenth
+                say(console, f"{title} {done}/{total}")
+
+        yield show

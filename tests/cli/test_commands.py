@@ -29,6 +29,14 @@ def test_eval_world_model_writes_a_run(models, tmp_path, capsys):
     assert "swapped actions" in err
     assert "Imagination quality" in (run / "report.html").read_text()
     assert json.loads((run / "environment.json").read_text())["vlarft"]
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    assert (options["world"], options["data"], options["windows"]) == (
+        models.world,
+        [models.data],
+        6,
+    )
+    assert options["sampling"]["top_p"] == 0.8
+    assert "top_p: 0.8" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("actions", ["still", "1", "file"])

@@ -55,13 +55,13 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """State written by `save_checkpoint`.
+    """State written by `save_checkpoint`, tensors on the CPU.
 
     Raises:
         CheckpointError: the folder holds no readable state.
     """
     try:
-        state: dict[str, Any] = torch.load(path / STATE_FILE, weights_only=True)
+        state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path / STATE_FILE}: no readable checkpoint ({error})") from error
     return state

@@ -161,7 +161,7 @@ def test_tokens_are_kept_as_long_as_what_they_are_made_from(folder, tmp_path, mo
             made.append(args)
         return tokenize_windows(*args, progress=progress, **kwargs)
 
-    monkeypatch.setattr("vlarft.train.world_model.tokenize_windows", counting)
+    monkeypatch.setattr(commands, "tokenize_windows", counting)
 
     def stopped(*_, **__):
         raise KeyboardInterrupt  # after tokenising, before the first checkpoint

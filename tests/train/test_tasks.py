@@ -54,10 +54,20 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     for method in METHODS:
         assert -0.5 < watched[f"validation_ssim_moving_{method}"] <= 1
         assert watched[f"validation_lpips_all_{method}"] > 0
+    for run, stage, figure in (
+        ("a", "tokenizer", "codes_used"),
+        ("b", "world model", "lpips_all_copy"),
+        ("c", "policy", "gripper_errors"),
+    ):
+        summary = json.loads((tmp_path / run / "summary.json").read_text())
+        assert summary["stage"] == stage
+        assert summary["validation"][figure] == metrics(tmp_path / run)[-1][f"validation_{figure}"]
+        assert f"Pre-training of the {stage}" in (tmp_path / run / "report.html").read_text()
+        assert json.loads((tmp_path / run / "environment.json").read_text())["packages"]
     progress = capsys.readouterr().err.splitlines()
-    (last,) = [line for line in progress if line.startswith("world model step 4  ")]
+    (last,) = [line for line in progress if line.startswith("world model step 4  validation: ")]
     for figure in ("ssim_moving_world_model", "lpips_all_world_model", "psnr_moving_over_swapped"):
-        assert f"validation_{figure} " in last
+        assert f" {figure} " in last
     assert "moving_copy" not in last
     assert "policy step 4/4  loss " in "\n".join(progress)
     assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
@@ -89,6 +99,7 @@ def test_frames_of_another_size_are_refused_before_anything_is_written(recording
     text = refused(train_tokenizer, config, wide, run)
     assert "wide_demo.hdf5: frames of 48 x 48 px" in text
     assert "data render --size 32" in text
+    assert "the configured policy is for 32 x 32 px" in refused(train_policy, config, wide, run)
     text = refused(train_world_model, config, wide, run, tmp_path / "tokenizer")
     assert f"the tokenizer {tmp_path / 'tokenizer'} is for 32 x 32 px" in text
     assert "for 256 x 256 px" in refused(

@@ -1,26 +1,39 @@
 """`vlarft train tokenizer|world-model|policy`."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor
 
 from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
 from vlarft.data.windows import Windows, data_fingerprint
+from vlarft.engine.resolve import resolve_device
 from vlarft.errors import DataError
 from vlarft.eval.world_model import check_windows, evaluate_world_model
+from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicyConfig
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
+from vlarft.models.small_encoder import SmallEncoderConfig
+from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.world_model import WorldModel
-from vlarft.train.loop import LoopConfig, Origin, resumed_state, train
+from vlarft.progress import bar
+from vlarft.report.build import write_report
+from vlarft.report.environment import write_environment
+from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
+from vlarft.train.loop import LoopConfig, Origin, Trained, resumed_state, train
 from vlarft.train.policy import PolicyTraining
 from vlarft.train.tokenizer import TokenizerTraining
-from vlarft.train.world_model import WorldModelTraining
+from vlarft.train.world_model import (
+    TokenizedWindows,
+    WorldModelTask,
+    WorldModelTraining,
+    kept_tokens,
+    tokenize_windows,
+)
 
 WATCHED_WINDOWS = 32  # at most, imagined at each validation of the world model
 
@@ -52,6 +65,7 @@ Settings = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue from the run's newest checkpoint.")
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 @app.command("tokenizer")
@@ -61,12 +75,15 @@ def tokenizer_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
 ) -> None:
     """Train the FSQ tokenizer.
 
     Example: vlarft train tokenizer --data rendered/libero_object --run runs/tokenizer
     """
-    train_tokenizer(_pretraining(config, settings), data, run, resume)
+    train_tokenizer(_pretraining(config, settings), data, run, resume, device)
+    _done(run, json_file)
 
 
 @app.command("world-model")
@@ -77,13 +94,16 @@ def world_model_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
 ) -> None:
     """Train the world model's transformer on a trained tokenizer's tokens.
 
     Example: vlarft train world-model --data rendered/libero_object
     --tokenizer runs/tokenizer/tokenizer --run runs/world
     """
-    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume)
+    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume, device)
+    _done(run, json_file)
 
 
 @app.command("policy")
@@ -93,22 +113,29 @@ def policy_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
 ) -> None:
     """Train the policy by behaviour cloning (conditional flow matching).
 
     Example: vlarft train policy --data rendered/libero_object --run runs/policy
     """
-    train_policy(_pretraining(config, settings), data, run, resume)
+    train_policy(_pretraining(config, settings), data, run, resume, device)
+    _done(run, json_file)
 
 
-def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
+def train_tokenizer(
+    config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
+) -> Path:
     """Train a tokenizer and write `run/tokenizer`.
 
     Raises:
-        CheckpointError, DataError: one line each, before anything is written.
+        BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
+            written.
     """
     from vlarft.train.tokenizer import TokenizerTask
 
+    place = resolve_device(device)
     training, validation = _windows(data, config.model.frames)
     resolution = config.model.tokenizer.resolution
     _check_resolution((training, validation), resolution, "the configured tokenizer")
@@ -116,30 +143,36 @@ def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bo
     model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
     origin = _origin({"model": model}, "tokenizer_training", settings, training, validation)
     _open(run, resume, origin, config)
-    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed)
+    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed).to(place)
     task = TokenizerTask(tokenizer, settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="tokenizer")
     tokenizer.load_state_dict(result.weights)
     tokenizer.save_pretrained(run / "tokenizer")
+    _finish(run, "tokenizer", settings, result, origin)
     return run / "tokenizer"
 
 
 def train_world_model(
-    config: Pretraining, data: list[Path], run: Path, tokenizer_folder: Path, resume: bool = False
+    config: Pretraining,
+    data: list[Path],
+    run: Path,
+    tokenizer_folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
 ) -> Path:
     """Train a world model's transformer and write `run/world`.
 
     Raises:
-        CheckpointError, DataError: one line each, before anything is written.
+        BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
+            written.
     """
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.layout import Layout
-    from vlarft.models.tokenizer import Tokenizer
-    from vlarft.train.world_model import WorldModelTask, kept_tokens, tokenize_windows
 
+    place = resolve_device(device)
     training, validation = _windows(data, config.model.frames)
     settings = config.world_model_training
-    tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(place)
     resolution = tokenizer.config.resolution
     _check_resolution((training, validation), resolution, f"the tokenizer {tokenizer_folder}")
     watched = watched_windows(validation)
@@ -164,15 +197,11 @@ def train_world_model(
         tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout
     )
     world.structure_embeddings(settings.seed)
+    world.to(place)
     tokens = kept_tokens(
         run / "tokens.safetensors",
         {**origin.data, "window_stride": settings.window_stride},
-        lambda: tokenize_windows(
-            tokenizer,
-            training,
-            torch.arange(0, len(training), settings.window_stride),
-            progress=_progress("tokenise"),
-        ),
+        lambda: _tokenise(tokenizer, training, settings.window_stride),
     )
     held_out = tokenize_windows(
         tokenizer,
@@ -187,7 +216,15 @@ def train_world_model(
     )
     world.transformer.load_state_dict(result.weights)
     world.save_pretrained(run / "world")
+    _finish(run, "world model", settings, result, origin)
     return run / "world"
+
+
+def _tokenise(tokenizer: Tokenizer, training: Windows, stride: int) -> TokenizedWindows:
+    with bar("tokenising") as progress:
+        return tokenize_windows(
+            tokenizer, training, torch.arange(0, len(training), stride), progress=progress
+        )
 
 
 def watched_windows(validation: Windows) -> Tensor:
@@ -215,7 +252,8 @@ def _imagination(world: WorldModel, validation: Windows, watched: Tensor) -> dic
     """Does it listen to actions? A quick look at free-running imagination, at the last frame."""
     from vlarft.engine import RolloutEngine
 
-    engine = RolloutEngine(world, backend="reference", metric="lpips-alex")
+    device = next(world.transformer.parameters()).device
+    engine = RolloutEngine(world, backend="reference", device=device, metric="lpips-alex")
     return evaluate_world_model(engine, validation, watched, draws=10).flat()
 
 
@@ -245,26 +283,33 @@ def _check_resolution(parts: tuple[Windows, Windows], resolution: int, where: st
             )
 
 
-def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
+def train_policy(
+    config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
+) -> Path:
     """Train a policy by behaviour cloning and write `run/policy`.
 
     Raises:
-        CheckpointError, DataError: one line each, before anything is written.
+        BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
+            written.
     """
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.flow_policy import build_policy
     from vlarft.train.policy import PolicyTask
 
+    place = resolve_device(device)
     training, validation = _windows(data, config.model.frames)
     settings, sizes = config.policy_training, config.policy_config()
+    if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
+        _check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
     model = {"policy": sizes.model_dump(mode="json"), "model": {"frames": config.model.frames}}
     origin = _origin(model, "policy_training", settings, training, validation)
     _open(run, resume, origin, config)
-    policy = build_policy(sizes, compute_statistics(training.episodes), settings.seed)
+    policy = build_policy(sizes, compute_statistics(training.episodes), settings.seed).to(place)
     task = PolicyTask(policy, settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="policy")
     policy.load_state_dict(result.weights)
     policy.save_pretrained(run / "policy")
+    _finish(run, "policy", settings, result, origin)
     return run / "policy"
 
 
@@ -305,13 +350,36 @@ def _open(run: Path, resume: bool, origin: Origin, config: Pretraining) -> None:
     resumed_state(run, resume, origin)
     run.mkdir(parents=True, exist_ok=True)
     dump_config(config, run / "config.yaml")
+    write_environment(run)
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
-    console = Console()
+def _finish(run: Path, stage: str, settings: LoopConfig, result: Trained, origin: Origin) -> None:
+    """Write `summary.json` and `report.html`."""
+    write_json(
+        run / "summary.json",
+        {
+            "kind": "pretraining",
+            "stage": stage,
+            "steps": settings.steps,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "training": _counts(origin.data["training"]),
+            "held_out": _counts(origin.data["validation"]),
+            "validation": {
+                name.removeprefix("validation_"): value for name, value in result.validation.items()
+            },
+            "seconds": result.seconds,
+            "command": command_line(),
+        },
+    )
+    write_report(run)
 
-    def show(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 10) == 0:
-            console.print(f"{what} {done}/{total}", highlight=False)
 
-    return show
+def _counts(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ("episodes", "windows")}
+
+
+def _done(run: Path, json_file: str | None) -> None:
+    """Say where the report is, and give the summary to a program."""
+    say(console_for(json_file), f"report: {(run / 'report.html').resolve()}")
+    write_result(json_file, json.loads((run / "summary.json").read_text(encoding="utf-8")))

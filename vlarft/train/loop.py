@@ -220,7 +220,7 @@ def train(
         nonlocal validation
         validation = loop.validate()
         file.write({"step": loop.step, **validation})
-        progress.line(f"{title} step {loop.step}  {_words(validation, shown)}")
+        progress.line(f"{title} step {loop.step}  validation: {_words(validation, shown)}")
 
     try:
         with (
@@ -348,7 +348,11 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _words(figures: dict[str, float], shown: Callable[[str], bool]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if shown(name))
+    return "  ".join(
+        f"{name.removeprefix('validation_')} {value:.4g}"
+        for name, value in figures.items()
+        if shown(name)
+    )
 
 
 class averaged:

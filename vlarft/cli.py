@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -227,6 +228,7 @@ def eval_world_model(
 
     Example: vlarft eval world-model --run runs/quality --windows 128
     """
+    from vlarft.config import dump_values
     from vlarft.demo import (
         DEMOS,
         WORLD,
@@ -255,6 +257,17 @@ def eval_world_model(
         say(console, line)
     if run:
         write_environment(run)
+        asked = {
+            "world": str(world or WORLD),
+            "data": [str(path) for path in data or [DEMOS]],
+            "split": split,
+            "windows": windows,
+            "batch": batch,
+            "metric": metric,
+            "engine": asdict(options),
+            "sampling": sampling.model_dump(mode="json"),
+        }
+        dump_values(asked, run / "config.yaml")
         summary = finish(run, summary, clock)
         _done(console, [], run / "report.html")
     write_result(json_file, summary)
@@ -380,18 +393,24 @@ def run_command(arguments: list[str]) -> int:
     except _UsageError as error:
         return _mistake(_usage(error))
     except (KeyboardInterrupt, typer.Abort):
-        return _stopped()
+        return _stopped(arguments)
     except OSError as error:
         if error.filename is None:
             raise
         return _mistake(f"{error.filename}: {error.strerror}")
     if result == 130:  # typer turns Ctrl-C into this
-        return _stopped()
+        return _stopped(arguments)
     return result if isinstance(result, int) else 0
 
 
-def _stopped() -> int:
-    sys.stderr.write("stopped; what was finished is kept, the same command goes on from there\n")
+def _stopped(arguments: list[str]) -> int:
+    """Exit code of Ctrl-C, after a line that says how to go on."""
+    hints = {
+        "demo": "; what was finished is kept, the same command goes on from there",
+        "rft": "; what was finished is kept, the same command goes on from there",
+        "train": "; finished steps are kept, the same command with --resume goes on after them",
+    }
+    sys.stderr.write(f"stopped{hints.get(next(iter(arguments), ''), '')}\n")
     return 130
 
 

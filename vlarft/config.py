@@ -96,7 +96,12 @@ def load_config(
 
 def dump_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    dump_values(config.model_dump(mode="json"), path)
+
+
+def dump_values(values: dict[str, Any], path: Path) -> None:
+    """Write plain values as YAML, in their order."""
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def _explain(cls: type[Config], error: ValidationError) -> str:

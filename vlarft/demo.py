@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from vlarft.checkpoint import latest_checkpoint
 from vlarft.config import Config, dump_config, load_config
 from vlarft.data.libero import read_episodes
 from vlarft.data.windows import Windows
@@ -331,7 +332,7 @@ def pretrain(run: Path, config: DemoConfig, clock: Stopwatch, say: Say) -> tuple
             continue
         say(f"{name}: pre-training")
         with clock(f"{name} pre-training"):
-            train((folder.parent / "checkpoints").is_dir())
+            train(latest_checkpoint(folder.parent) is not None)
     return world, policy
 
 

@@ -9,6 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlarft.terminal import say
+
 Shown = Callable[[int, int], None]
 """Called with (parts done, parts in all)."""
 
@@ -21,7 +23,7 @@ def progress_bar(title: str) -> Iterator[Shown]:
         task = bar.add_task(title)
         shown = 0
         if not console.is_terminal:
-            _line(console, title)
+            say(console, title)
 
         def show(done: int, total: int) -> None:
             nonlocal shown
@@ -29,7 +31,7 @@ def progress_bar(title: str) -> Iterator[Shown]:
             tenth = 10 * done // total
             if not console.is_terminal and tenth > shown:
                 shown = tenth
-                _line(console, f"{title} {done}/{total}")
+                say(console, f"{title} {done}/{total}")
 
         yield show
 
@@ -42,7 +44,7 @@ def phase(title: str) -> Iterator[None]:
         with console.status(title):
             yield
     else:
-        _line(console, title)
+        say(console, title)
         yield
 
 
@@ -97,8 +99,8 @@ class StepProgress:
         if self._console.is_terminal:
             self._progress.update(self._task, completed=done, note=note)
         elif done % max(1, self._total // 10) == 0 or done == self._total:
-            self._console.print(f"{self._title} step {done}/{self._total}  {note}", soft_wrap=True)
+            self.line(f"{self._title} step {done}/{self._total}  {note}")
 
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def line(self, text: str) -> None:
+        """Print a line; a bar stays below it."""
+        say(self._console, text)

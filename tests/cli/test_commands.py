@@ -31,6 +31,38 @@ def test_eval_world_model_writes_a_run(models, tmp_path, capsys):
     assert "swapped actions" in err
     assert "Imagination quality" in (run / "report.html").read_text()
     assert json.loads((run / "environment.json").read_text())["vlarft"]
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    assert (options["world"], options["data"], options["windows"]) == (
+        models.world,
+        [models.data],
+        6,
+    )
+    assert options["sampling"]["top_p"] == 0.8
+    assert "top_p: 0.8" in (run / "report.html").read_text()
+
+
+def test_train_writes_a_whole_run_folder(models, tmp_path, capsys):
+    run = tmp_path / "policy"
+    command = ["train", "policy", "--data", models.data, "--config", "tiny", "--run", str(run)]
+    assert run_command([*command, "--device", "cpu", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)  # standard output carries the JSON and nothing else
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert (summary["kind"], summary["stage"], summary["steps"]) == ("pretraining", "policy", 4)
+    assert summary["training"] == {"episodes": 2, "windows": 10}
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert summary["validation"]["flow_loss"] == last["validation_flow_loss"]
+    for name in ("config.yaml", "environment.json", "checkpoints/step-4", "policy/config.json"):
+        assert (run / name).exists()
+    assert str((run / "report.html").resolve()) in err
+    text = (run / "report.html").read_text()
+    for words in ("Pre-training of the policy", "Trained for 4 steps", "Action error", "Curves"):
+        assert words in text
+    assert run_command(["report", str(run)]) == 0
+    assert (run / "report.html").read_text() == text
+    capsys.readouterr()
+    assert run_command([*command, "--resume", "--device", "tpu"]) == 2
+    assert "allowed: cpu, cuda" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("actions", ["still", "1", "file"])

@@ -87,12 +87,28 @@ def test_no_arguments_show_the_help(capsys):
 
 
 def test_ctrl_c_is_130(monkeypatch, capsys, tmp_path):
-    def stop(_run):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vlarft.report.build.write_report", stop)
     assert run_command(["report", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.startswith("stopped")
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train", "policy", "--data", "x"], "the same command with --resume goes on"),
+        (["rft"], "kept, the same command goes on"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path, command, words):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlarft.config.read_yaml", stop)
+    assert run_command([*command, "--config", "tiny", "--run", str(tmp_path)]) == 130
+    assert words in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake(models, capsys, tmp_path):

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.data.libero_files import write_libero
 from vlarft.data.libero import read_episodes
-from vlarft.data.windows import Windows, moving_mask
+from vlarft.data.windows import Windows, data_fingerprint, moving_mask
 from vlarft.errors import DataError, ShapeError
 
 
@@ -67,3 +69,24 @@ def test_moving_mask_follows_its_definition():
     assert torch.equal(moving_mask(frames), expected)
     with pytest.raises(ShapeError, match="uint8"):
         moving_mask(frames.float())
+
+
+def test_a_fingerprint_is_of_the_content_and_of_the_order(episodes):
+    def changed(**values):
+        other = [replace(episodes[0], **values), *episodes[1:]]
+        return data_fingerprint(Windows(other))
+
+    same = data_fingerprint(Windows(list(episodes)))
+    assert same == data_fingerprint(Windows(episodes)) == changed()
+    assert same["episodes"] == 3
+    assert same["windows"] == 4
+    assert same["resolution"] == [16, 16]
+    for other in (
+        changed(actions=episodes[0].actions + 1e-6),
+        changed(frames=episodes[0].frames + 1),
+        changed(instruction="another"),
+        data_fingerprint(Windows(episodes[::-1])),
+        data_fingerprint(Windows(episodes[:1])),
+        data_fingerprint(Windows(episodes, 7)),
+    ):
+        assert other != same

@@ -87,16 +87,19 @@ def test_progress_and_words(windows):
     console = Console(width=140, record=True, file=None, quiet=True)
     console.print(report.table())
     assert any("swapped actions" in line and "95% interval" in line for line in report.lines())
-    assert (
-        report.flat()["psnr_moving_over_swapped"]
-        == report.comparison("swapped", "moving").difference.value
-    )
+    flat, quality = report.flat(), report.quality
+    swapped = report.comparison("swapped", "moving").difference.value
+    assert flat["psnr_moving_over_swapped"] == swapped
+    assert flat["ssim_moving_copy"] == quality["copy"]["moving"]["ssim"][-1]
+    assert flat["lpips_all_world_model"] == quality["world_model"]["all"]["lpips"][-1]
 
 
 def test_nothing_moves():
     still = Windows([episode(i, [0] * 6) for i in range(2)], T)
+    engine = SquareEngine()
+    engine.encode = None  # refused before anything is imagined
     with pytest.raises(DataError, match="nothing moves"):
-        evaluate(still)
+        evaluate(still, engine=engine)
 
 
 def test_partners_are_a_permutation_between_episodes_and_far_in_time():

@@ -123,6 +123,42 @@ def test_pretraining_report_pairs_training_and_validation(tmp_path):
     assert report.headlines[0].value == "0.3"
 
 
+def test_pretraining_report_of_a_world_model(tmp_path):
+    methods = ("world_model", "swapped", "copy", "tokenizer")
+    figures = {f"psnr_{r}_{m}": 20.0 for r in ("all", "moving") for m in methods}
+    figures |= {"loss": 0.5, "psnr_moving_over_swapped": -1.25}
+    lines = [
+        {"step": step} | {f"validation_{name}": value for name, value in figures.items()}
+        for step in (1, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert build_report(tmp_path).verdict.startswith("Not finished: 2 steps")
+    summary = {
+        "kind": "pretraining",
+        "stage": "world model",
+        "steps": 2,
+        "batch_size": 4,
+        "seed": 0,
+        "training": {"episodes": 3, "windows": 30},
+        "held_out": {"episodes": 2, "windows": 20},
+        "validation": figures,
+        "seconds": 90.0,
+        "command": "vlarft train world-model",
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    report = build_report(tmp_path)
+    assert "30 training windows of 3 episodes" in report.subtitle
+    assert report.command == "vlarft train world-model"
+    values = {h.label: h.value for h in report.headlines}
+    assert values["Loss"] == "0.500 nats"
+    assert values["Over swapped actions"] == "−1.25 dB"
+    assert values["Time"] == "1 min 30 s"
+    charts = {chart.title: chart for chart in report.charts}
+    assert len(charts["PSNR, moving pixels"].series) == 4
+    assert "psnr moving copy" not in charts  # drawn once, beside the others
+    assert charts["psnr moving over swapped"].series[0].points == [(1, -1.25), (2, -1.25)]
+
+
 def test_report_file_is_written(tmp_path):
     path = write_report(write_experiment(tmp_path / "run"))
     text = path.read_text(encoding="utf-8")

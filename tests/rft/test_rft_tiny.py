@@ -15,10 +15,10 @@ from vlarft.config import load_config
 from vlarft.data.statistics import compute_statistics
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
+from vlarft.metrics import read_metrics
 from vlarft.models.flow_policy import FlowPolicy, build_policy
 from vlarft.models.presets import build_world
 from vlarft.rft.config import RFTConfig
-from vlarft.rft.metrics import read_metrics
 from vlarft.rft.run import RunResult, run_rft
 from vlarft.rft.trainer import Trainer
 

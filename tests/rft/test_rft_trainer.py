@@ -22,9 +22,10 @@ from vlarft.config import load_config
 from vlarft.data.windows import Windows
 from vlarft.engine.compare import METRICS
 from vlarft.errors import CheckpointError, ConfigError, DataError
+from vlarft.metrics import MetricsFile, read_metrics
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.experiment import run_experiment
-from vlarft.rft.metrics import MetricsFile, flat_numbers, open_sinks, read_metrics
+from vlarft.rft.metrics import flat_numbers, open_sinks
 from vlarft.rft.run import run_rft
 from vlarft.rft.trainer import Trainer
 
@@ -440,7 +441,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import test_rft_trainer as t
 from rft_mocks import MockEngine
-from vlarft.rft.metrics import MetricsFile
+from vlarft.metrics import MetricsFile
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

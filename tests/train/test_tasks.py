@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.recordings import write_recordings
 from vlarft.config import load_config
+from vlarft.data.libero import read_episodes
+from vlarft.data.windows import Windows
 from vlarft.errors import ConfigError, DataError
+from vlarft.eval.world_model import METHODS
 from vlarft.models.flow_policy import FlowPolicy
 from vlarft.models.presets import build_tokenizer, build_world
 from vlarft.models.world_model import WorldModel
@@ -16,6 +20,7 @@ from vlarft.train.commands import (
     train_policy,
     train_tokenizer,
     train_world_model,
+    watched_windows,
 )
 from vlarft.train.tokenizer import TokenizerTask, TokenizerTraining
 from vlarft.train.world_model import TokenizedWindows, WorldModelTask, WorldModelTraining
@@ -23,30 +28,15 @@ from vlarft.train.world_model import TokenizedWindows, WorldModelTask, WorldMode
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Four short episodes of noise in the layout that `vlarft data render` writes."""
-    path = tmp_path_factory.mktemp("data") / "pick_up_the_milk_demo.hdf5"
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs.update(
-            task="pick_up_the_milk", language="pick up the milk", observation="before action"
-        )
-        data.attrs.update(suite="libero_object", task_id=0, macros_image_convention="opengl")
-        for n, split in enumerate(["train", "train", "val", "val"]):
-            episode = data.create_group(f"demo_{n}")
-            episode.attrs.update(split=split, kind="moved", init_index=n, success=True, episode=n)
-            episode["obs/agentview_rgb"] = rng.integers(0, 255, (13, 32, 32, 3), dtype=np.uint8)
-            for key, size in (("ee_pos", 3), ("ee_ori", 3), ("gripper_states", 2)):
-                episode[f"obs/{key}"] = rng.normal(size=(13, size)).astype(np.float32)
-            episode["actions"] = rng.uniform(-0.9, 0.9, (12, 7)).astype(np.float32)
-    return [path]
+    """Four short episodes."""
+    return [write_recordings(tmp_path_factory.mktemp("data") / "pick_up_the_milk_demo.hdf5")]
 
 
 def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_three_stages_of_a_preset(recordings, tmp_path):
+def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     config = load_config(Pretraining, "tiny")
     folder = train_tokenizer(config, recordings, tmp_path / "a")
     world = WorldModel.from_pretrained(
@@ -58,7 +48,28 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path):
     assert world.layout.orientation == policy.statistics.orientation == "rotated-180"
     final = metrics(tmp_path / "a")[-1]
     assert {"validation_psnr", "validation_psnr_moving", "validation_lpips"} <= final.keys()
-    assert metrics(tmp_path / "b")[-1]["validation_loss"] == pytest.approx(np.log(75), rel=0.1)
+    watched = metrics(tmp_path / "b")[-1]
+    assert watched["validation_loss"] == pytest.approx(np.log(75), rel=0.1)
+    assert watched["validation_psnr_moving_over_swapped"] == pytest.approx(0, abs=3)
+    for method in METHODS:
+        assert -0.5 < watched[f"validation_ssim_moving_{method}"] <= 1
+        assert watched[f"validation_lpips_all_{method}"] > 0
+    for run, stage, figure in (
+        ("a", "tokenizer", "codes_used"),
+        ("b", "world model", "lpips_all_copy"),
+        ("c", "policy", "gripper_errors"),
+    ):
+        summary = json.loads((tmp_path / run / "summary.json").read_text())
+        assert summary["stage"] == stage
+        assert summary["validation"][figure] == metrics(tmp_path / run)[-1][f"validation_{figure}"]
+        assert f"Pre-training of the {stage}" in (tmp_path / run / "report.html").read_text()
+        assert json.loads((tmp_path / run / "environment.json").read_text())["packages"]
+    progress = capsys.readouterr().err.splitlines()
+    (last,) = [line for line in progress if line.startswith("world model step 4  validation: ")]
+    for figure in ("ssim_moving_world_model", "lpips_all_world_model", "psnr_moving_over_swapped"):
+        assert f" {figure} " in last
+    assert "moving_copy" not in last
+    assert "policy step 4/4  loss " in "\n".join(progress)
     assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
 
 
@@ -72,6 +83,51 @@ def test_a_data_set_without_validation_is_refused(recordings, tmp_path):
         train_policy(load_config(Pretraining, "tiny"), [only], tmp_path / "run")
     with pytest.raises(ConfigError, match="did you mean 'tokenizer_training'"):
         load_config(Pretraining, {"tokenizer_trainnig": {}})
+
+
+def refused(train, *arguments):
+    with pytest.raises(DataError) as error:
+        train(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_frames_of_another_size_are_refused_before_anything_is_written(recordings, tmp_path):
+    build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")
+    wide = [write_recordings(tmp_path / "wide_demo.hdf5", size=48)]
+    config, run = load_config(Pretraining, "tiny"), tmp_path / "run"
+    text = refused(train_tokenizer, config, wide, run)
+    assert "wide_demo.hdf5: frames of 48 x 48 px" in text
+    assert "data render --size 32" in text
+    assert "the configured policy is for 32 x 32 px" in refused(train_policy, config, wide, run)
+    text = refused(train_world_model, config, wide, run, tmp_path / "tokenizer")
+    assert f"the tokenizer {tmp_path / 'tokenizer'} is for 32 x 32 px" in text
+    assert "for 256 x 256 px" in refused(
+        train_tokenizer, load_config(Pretraining, "paper"), recordings, run
+    )
+    assert not run.exists()
+
+
+def test_windows_that_cannot_be_watched_are_refused_before_tokenising(tmp_path):
+    build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")
+    one = [write_recordings(tmp_path / "one_demo.hdf5", ("train", "val"))]
+    run = tmp_path / "run"
+    text = refused(
+        train_world_model, load_config(Pretraining, "tiny"), one, run, tmp_path / "tokenizer"
+    )
+    assert text.startswith("validation episodes: one episode holds 5 of 5 windows")
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("steps", [(60, 9), (9, 60), (15, 16), (200, 8)])
+def test_no_episode_holds_more_than_half_of_the_watched_windows(tmp_path, steps):
+    path = write_recordings(tmp_path / "a_demo.hdf5", ("val", "val"), steps=steps, size=16)
+    windows = Windows(read_episodes(path), 8)
+    watched = watched_windows(windows)
+    assert 0 < len(watched) <= 32
+    counts = windows.episode[watched].bincount()
+    assert counts.min() == counts.max() > 0 or counts.max() <= len(watched) / 2
+    assert len(set(watched.tolist())) == len(watched)
 
 
 def tokenised(count, seed=0):
@@ -129,9 +185,6 @@ def test_world_model_training_leaves_the_tokenizer_alone_and_learns_actions():
 
 
 def test_the_adversarial_term_starts_late_and_trains_both_sides(recordings):
-    from vlarft.data.libero import read_episodes
-    from vlarft.data.windows import Windows
-
     windows = Windows(read_episodes(recordings), 8)
     config = TokenizerTraining(batch_size=2, adversarial_start=1, discriminator_width=8)
     task = TokenizerTask(build_tokenizer("tiny"), config, windows, windows)

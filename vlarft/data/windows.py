@@ -1,7 +1,9 @@
 """Windows of T actions and T+1 frames, cut from episodes held in memory (spec 11.2)."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +127,32 @@ class Windows:
             episode=episode,
             start=start,
         )
+
+
+def data_fingerprint(windows: Windows) -> dict[str, Any]:
+    """What a checkpoint remembers of its data: plain values, quick to compute.
+
+    Returns:
+        Numbers of episodes and windows, size of the frames, and a hash over all actions and
+        proprioception, instructions, and each episode's first and last frame, in order.
+    """
+    content = hashlib.sha256()
+    for episode in windows.episodes:
+        content.update(episode.instruction.encode())
+        for part in (
+            episode.actions,
+            episode.proprioception,
+            episode.frames[0],
+            episode.frames[-1],
+        ):
+            content.update(np.ascontiguousarray(part).data)
+    return {
+        "episodes": len(windows.episodes),
+        "windows": len(windows),
+        "frames": windows.frames,
+        "resolution": list(windows.resolution),
+        "sha256": content.hexdigest(),
+    }
 
 
 def moving_mask(frames: torch.Tensor) -> torch.Tensor:

@@ -116,12 +116,11 @@ class WorldModelReport:
     def flat(self) -> dict[str, float]:
         """Figures to watch during training, at the last frame; names as in `docs/metrics.md`."""
         figures = {
-            f"psnr_{region}_{method}": self.quality[method][region]["psnr"][-1]
+            f"{figure}_{region}_{method}": self.quality[method][region][figure][-1]
+            for figure in ("psnr", "ssim", "lpips")[: 3 if self.metric else 2]
             for region in REGIONS
             for method in METHODS
         }
-        if self.metric:
-            figures["lpips_all_world_model"] = self.quality["world_model"]["all"]["lpips"][-1]
         for c in self.comparisons:
             figures[f"psnr_{c.region}_over_{c.against}"] = c.difference.value
         return figures
@@ -215,6 +214,22 @@ def swapped_partners(episode: Tensor, start: Tensor) -> Tensor:
     return partner
 
 
+def check_windows(windows: Windows, indices: Sequence[int] | Tensor) -> None:
+    """Refuse windows that `evaluate_world_model` cannot judge, without imagining anything.
+
+    Args:
+        windows: as there.
+        indices: as there.
+
+    Raises:
+        DataError: actions cannot be swapped between episodes, or nothing moves in any window.
+    """
+    numbers = torch.as_tensor(indices, dtype=torch.int64).cpu()
+    swapped_partners(windows.episode[numbers], windows.start[numbers])
+    if not any(moving_mask(windows.batch(part).frames).any() for part in numbers.split(16)):
+        raise DataError("nothing moves in any of these windows; evaluate other windows")
+
+
 @torch.no_grad()
 def evaluate_world_model(
     engine: RolloutEngine,
@@ -244,6 +259,7 @@ def evaluate_world_model(
     """
     sampling = sampling or Sampling()
     numbers = torch.as_tensor(indices, dtype=torch.int64).cpu()
+    check_windows(windows, numbers)
     episode, start = windows.episode[numbers], windows.start[numbers]
     donors = numbers[swapped_partners(episode, start)]
     parts: list[dict[str, Tensor]] = []
@@ -312,8 +328,6 @@ def _summarise(
 ) -> WorldModelReport:
     error, pixels = columns["error"], columns["pixels"]
     moves = pixels[:, 1] > 0
-    if not moves.any():
-        raise DataError("nothing moves in any of these windows; evaluate other windows")
     rows = {"all": torch.ones_like(moves), "moving": moves}
     frames = error.shape[-1]
     values = 3 * pixels.clamp_min(1)[:, None, :, None]

@@ -1,8 +1,8 @@
 """Run folder -> `ReportData` -> `report.html`. What is not in the folder is not in the report."""
 
 import json
-import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from vlarft.report.data import (
     Series,
     TableData,
     Tone,
+    points_of,
 )
 from vlarft.report.html import duration, render
+from vlarft.report.pretraining import pretraining_report
 from vlarft.report.scenes import load_scenes
 
 Summary = dict[str, Any]
@@ -339,7 +341,7 @@ def _rft_charts(arms: dict[str, list[list[Record]]]) -> list[Chart]:
     for name, title, unit, meaning in _CURVES:
         series = []
         for arm in ("control", "treatment"):  # the treatment is drawn last, on top
-            runs = [line for records in arms[arm] if (line := _line(records, name))]
+            runs = [line for records in arms[arm] if (line := points_of(records, name))]
             if runs:
                 series.append(
                     Series(
@@ -577,65 +579,16 @@ def _quality_table(summary: Summary) -> TableData:
     )
 
 
-# ---- pre-training ---------------------------------------------------------------------------
-
-
 def _pretraining(run: Path, summary: Summary, metrics: list[Record]) -> ReportData:
-    names = list(
-        dict.fromkeys(k for r in metrics for k, v in r.items() if _is_number(v) and k != "step")
-    )
-    pairs = [(n, f"validation_{n}") for n in names if f"validation_{n}" in names]
-    paired = {name for pair in pairs for name in pair}
-    charts = [
-        Chart(
-            n.replace("_", " "),
-            "",
-            "Training, and validation with averaged weights.",
-            [
-                Series("training", _line(metrics, n), "control"),
-                Series("validation", _line(metrics, v), "treatment"),
-            ],
-        )
-        for n, v in pairs
-    ]
-    charts += [
-        Chart(n.replace("_", " "), "", "", [Series(n.split("_")[0], _line(metrics, n))])
-        for n in names
-        if n not in paired and len(_line(metrics, n)) > 1
-    ]
-    last = metrics[-1]["step"] if metrics else summary.get("steps", 0)
-    validation = [r for r in metrics if any(k.startswith("validation_") for k in r)]
-    headlines = [
-        Headline(
-            k.replace("_", " "),
-            f"{v:.4g}".replace("-", "−"),
-            f"At step {validation[-1]['step']}, averaged weights.",
-        )
-        for k, v in list(validation[-1].items() if validation else [])
-        if _is_number(v) and k != "step"
-    ][:4]
-    return ReportData(
-        title=f"Pre-training: {run.name}",
-        subtitle=f"{last} steps.",
-        verdict=f"{last} steps recorded. Whether a world model is good enough, "
-        "`vlarft eval world-model` tells.",
-        headlines=headlines,
-        charts=charts,
+    return replace(
+        pretraining_report(run.name, summary, metrics),
         configuration=_text(run / "config.yaml"),
         environment=_json(run / "environment.json"),
-        command=f"vlarft report {run}",
+        command=str(summary.get("command", f"vlarft report {run}")),
     )
 
 
 # ---- helpers --------------------------------------------------------------------------------
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _line(records: list[Record], name: str) -> list[tuple[float, float]]:
-    return [(float(r["step"]), float(r[name])) for r in records if _is_number(r.get(name))]
 
 
 def _mean_line(runs: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -1,5 +1,6 @@
 """What a report says, as plain values: built from a run folder, or by hand in tests."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -192,3 +193,13 @@ class ReportData:
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     notes: list[str] = field(default_factory=list)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a logged value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def points_of(records: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of the lines of a metrics.jsonl that have this number."""
+    return [(float(r["step"]), float(r[name])) for r in records if is_number(r.get(name))]

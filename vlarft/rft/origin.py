@@ -1,13 +1,12 @@
 """What a run was started from, as hashes that its checkpoints remember."""
 
-import hashlib
+import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
-from vlarft.data.windows import Windows
+from vlarft.checkpoint import weights_fingerprint
+from vlarft.data.windows import Windows, data_fingerprint
 from vlarft.engine import RolloutEngine
 from vlarft.errors import CheckpointError
 
@@ -27,11 +26,11 @@ def run_origin(
     """
     layout = engine.world.layout.model_dump_json(exclude={"provenance"})
     return {
-        "world model": _hash_weights(engine.world, layout),
+        "world model": f"{weights_fingerprint(engine.world)} {layout}",
         "world model's dtype": str(engine.dtype).removeprefix("torch."),
-        "starting policy": _hash_weights(policy),
-        "training windows": _hash_windows(training),
-        "validation windows": _hash_windows(validation),
+        "starting policy": weights_fingerprint(policy),
+        "training windows": json.dumps(data_fingerprint(training)),
+        "validation windows": json.dumps(data_fingerprint(validation)),
     }
 
 
@@ -52,23 +51,3 @@ def check_origin(stored: dict[str, str], ours: dict[str, str], where: Path) -> N
             f"{where}: this run was started from another {' and another '.join(different)}; "
             "use the same, or a new run folder"
         )
-
-
-def _hash_weights(module: nn.Module, words: str = "") -> str:
-    """Hash of words and of all parameters and buffers, saved ones or not."""
-    digest = hashlib.sha256(words.encode())
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _hash_windows(windows: Windows) -> str:
-    """Hash of what the windows show, wherever their files lie."""
-    digest = hashlib.sha256(f"{windows.frames}".encode())
-    for episode in windows.episodes:
-        digest.update(f"{episode.instruction} {list(episode.frames.shape)}".encode())
-        for values in (episode.frames, episode.actions, episode.proprioception):
-            digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()

@@ -1,10 +1,6 @@
 """One run: steps, evaluations, checkpoints, a clean stop, and its summary."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError, DataError
 from vlarft.files import write_json
+from vlarft.metrics import Metrics, MetricsFile
 from vlarft.progress import Shown, StepProgress, phase, progress_bar
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import (
@@ -23,11 +20,12 @@ from vlarft.rft.evaluation import (
     evaluate_policy,
     spread_windows,
 )
-from vlarft.rft.metrics import Metrics, MetricsFile, flat_numbers, open_sinks
+from vlarft.rft.metrics import flat_numbers, open_sinks
 from vlarft.rft.origin import check_origin, run_origin
 from vlarft.rft.policy import TrainablePolicy
 from vlarft.rft.summary import before_after
 from vlarft.rft.trainer import Trainer
+from vlarft.stop import stop_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ def run_rft(
         else:
             first, after = Evaluation(**state["before"]), Evaluation(**state["after"])
             after_step = state["after_step"]
-        with StepProgress(title, config.steps, trainer.step) as progress, _stop_request() as stop:
+        with StepProgress(title, config.steps, trainer.step) as progress, stop_request() as stop:
             while trainer.step < config.steps:
                 metrics = trainer.run_step()
                 last = trainer.step == config.steps
@@ -217,23 +215,3 @@ def _note(metrics: Metrics) -> str:
     if "validation_distance" in metrics:
         parts.append(f"validation {metrics['validation_distance']:.4f}")
     return "  ".join([*parts, f"{metrics['trajectories_per_second']:.1f} trajectories/s"])
-
-
-@contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one raises KeyboardInterrupt at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may install handlers; the caller's one stays
-        return
-
-    def on_interrupt(number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(number, previous)
-
-    previous = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -39,15 +39,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlarft.checkpoint import check_same_run
 from vlarft.data.windows import WindowBatch, Windows
 from vlarft.engine import RolloutEngine, Scenes
 from vlarft.errors import CheckpointError, ConfigError, VlarftError
+from vlarft.metrics import Metrics
 from vlarft.models.policy import Observation, Proposal
 from vlarft.rft.advantages import Advantages, group_advantages, group_spread, permute_within_groups
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import noise_seeds
 from vlarft.rft.judge import SceneCache, judge
-from vlarft.rft.metrics import Metrics, StageTimer
+from vlarft.rft.metrics import StageTimer
 from vlarft.rft.objective import policy_terms
 from vlarft.rft.policy import TrainablePolicy
 from vlarft.rft.randomness import generator_for, step_windows
@@ -327,19 +329,7 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint belongs to another configuration or policy.
         """
-        ours = self.config.model_dump(mode="json")
-        different = sorted(
-            key
-            for key in {*ours, *state["config"]} - MAY_CHANGE
-            if ours.get(key) != state["config"].get(key)
-        )
-        if different:
-            key = different[0]
-            raise CheckpointError(
-                f"{where}: written with another configuration ({', '.join(different)}; {key} was "
-                f"{state['config'].get(key)}, now {ours.get(key)}); use the same one, or a new "
-                "run folder"
-            )
+        check_same_run(state, where, self.config.model_dump(mode="json"), {}, MAY_CHANGE)
         if state["step"] > self.config.steps:
             raise CheckpointError(
                 f"{where}: already at step {state['step']}, steps = {self.config.steps}; "

@@ -1,22 +1,41 @@
 """`vlarft train tokenizer|world-model|policy`."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
-from rich.console import Console
+from torch import Tensor
 
+from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
+from vlarft.data.windows import Windows, data_fingerprint
+from vlarft.engine.resolve import resolve_device
 from vlarft.errors import DataError
+from vlarft.eval.world_model import check_windows, evaluate_world_model
+from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicyConfig
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
-from vlarft.train.loop import train
+from vlarft.models.small_encoder import SmallEncoderConfig
+from vlarft.models.tokenizer import Tokenizer
+from vlarft.models.world_model import WorldModel
+from vlarft.progress import progress_bar
+from vlarft.report.build import write_report
+from vlarft.report.environment import write_environment
+from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
+from vlarft.train.loop import LoopConfig, Origin, Trained, resumed_state, train
 from vlarft.train.policy import PolicyTraining
 from vlarft.train.tokenizer import TokenizerTraining
-from vlarft.train.world_model import WorldModelTraining
+from vlarft.train.world_model import (
+    TokenizedWindows,
+    WorldModelTask,
+    WorldModelTraining,
+    kept_tokens,
+    tokenize_windows,
+)
 
-WATCHED_WINDOWS = 32  # imagined at each validation of the world model
+WATCHED_WINDOWS = 32  # at most, imagined at each validation of the world model
 
 app = typer.Typer(
     no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy."
@@ -46,6 +65,7 @@ Settings = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue from the run's newest checkpoint.")
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 @app.command("tokenizer")
@@ -55,12 +75,15 @@ def tokenizer_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
 ) -> None:
     """Train the FSQ tokenizer.
 
     Example: vlarft train tokenizer --data rendered/libero_object --run runs/tokenizer
     """
-    train_tokenizer(_pretraining(config, settings), data, run, resume)
+    train_tokenizer(_pretraining(config, settings), data, run, resume, device)
+    _done(run, json_file)
 
 
 @app.command("world-model")
@@ -71,13 +94,16 @@ def world_model_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
 ) -> None:
     """Train the world model's transformer on a trained tokenizer's tokens.
 
     Example: vlarft train world-model --data rendered/libero_object
     --tokenizer runs/tokenizer/tokenizer --run runs/world
     """
-    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume)
+    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume, device)
+    _done(run, json_file)
 
 
 @app.command("policy")
@@ -87,41 +113,73 @@ def policy_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
 ) -> None:
     """Train the policy by behaviour cloning (conditional flow matching).
 
     Example: vlarft train policy --data rendered/libero_object --run runs/policy
     """
-    train_policy(_pretraining(config, settings), data, run, resume)
+    train_policy(_pretraining(config, settings), data, run, resume, device)
+    _done(run, json_file)
 
 
-def train_tokenizer(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
-    """Train a tokenizer and write `run/tokenizer`."""
+def train_tokenizer(
+    config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
+) -> Path:
+    """Train a tokenizer and write `run/tokenizer`.
+
+    Raises:
+        BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
+            written.
+    """
     from vlarft.train.tokenizer import TokenizerTask
 
+    place = resolve_device(device)
     training, validation = _windows(data, config.model.frames)
-    tokenizer = build_tokenizer(config.model.tokenizer, config.tokenizer_training.seed)
-    task = TokenizerTask(tokenizer, config.tokenizer_training, training, validation)
-    tokenizer.load_state_dict(_train(task, config, config.tokenizer_training, run, resume))
+    resolution = config.model.tokenizer.resolution
+    _check_resolution((training, validation), resolution, "the configured tokenizer")
+    settings = config.tokenizer_training
+    model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
+    origin = _origin({"model": model}, "tokenizer_training", settings, training, validation)
+    _open(run, resume, origin, config)
+    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed).to(place)
+    task = TokenizerTask(tokenizer, settings, training, validation)
+    result = train(task, settings, run, resume, origin=origin, title="tokenizer")
+    tokenizer.load_state_dict(result.weights)
     tokenizer.save_pretrained(run / "tokenizer")
+    _finish(run, "tokenizer", settings, result, origin)
     return run / "tokenizer"
 
 
 def train_world_model(
-    config: Pretraining, data: list[Path], run: Path, tokenizer_folder: Path, resume: bool = False
+    config: Pretraining,
+    data: list[Path],
+    run: Path,
+    tokenizer_folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
 ) -> Path:
-    """Train a world model's transformer and write `run/world`."""
-    import torch
+    """Train a world model's transformer and write `run/world`.
 
+    Raises:
+        BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
+            written.
+    """
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.layout import Layout
-    from vlarft.models.tokenizer import Tokenizer
-    from vlarft.models.world_model import WorldModel
-    from vlarft.train.world_model import TokenizedWindows, WorldModelTask, tokenize_windows
 
+    place = resolve_device(device)
     training, validation = _windows(data, config.model.frames)
     settings = config.world_model_training
-    tokenizer = Tokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(place)
+    resolution = tokenizer.config.resolution
+    _check_resolution((training, validation), resolution, f"the tokenizer {tokenizer_folder}")
+    watched = watched_windows(validation)
+    model = config.model.model_dump(mode="json", exclude={"tokenizer"})  # it comes from its folder
+    origin = _origin({"model": model}, "world_model_training", settings, training, validation)
+    origin.data["tokenizer"] = weights_fingerprint(tokenizer)
+    _open(run, resume, origin, config)
     statistics = compute_statistics(training.episodes)
     layout = Layout(
         frames=config.model.frames,
@@ -139,51 +197,119 @@ def train_world_model(
         tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout
     )
     world.structure_embeddings(settings.seed)
-    kept = run / "tokens.safetensors"  # so that resuming need not tokenise again
-    if resume and kept.is_file():
-        tokens = TokenizedWindows.load(kept)
-    else:
-        starts = torch.arange(0, len(training), settings.window_stride)
-        tokens = tokenize_windows(tokenizer, training, starts, progress=_progress("tokenise"))
-        tokens.save(kept)
+    world.to(place)
+    tokens = kept_tokens(
+        run / "tokens.safetensors",
+        {**origin.data, "window_stride": settings.window_stride},
+        lambda: _tokenise(tokenizer, training, settings.window_stride),
+    )
     held_out = tokenize_windows(
         tokenizer,
         validation,
         torch.linspace(0, len(validation) - 1, min(256, len(validation))).long(),
     )
-    task = WorldModelTask(world, settings, tokens, held_out, lambda w: _imagination(w, validation))
-    world.transformer.load_state_dict(_train(task, config, settings, run, resume))
+    task = WorldModelTask(
+        world, settings, tokens, held_out, lambda w: _imagination(w, validation, watched)
+    )
+    result = train(
+        task, settings, run, resume, origin=origin, title="world model", shown=_of_the_model
+    )
+    world.transformer.load_state_dict(result.weights)
     world.save_pretrained(run / "world")
+    _finish(run, "world model", settings, result, origin)
     return run / "world"
 
 
-def _imagination(world: Any, validation: Any) -> dict[str, float]:
-    """Does it listen to actions? A quick look at free-running imagination, dB at the last frame."""
-    import torch
+def _tokenise(tokenizer: Tokenizer, training: Windows, stride: int) -> TokenizedWindows:
+    with progress_bar("tokenising") as progress:
+        return tokenize_windows(
+            tokenizer, training, torch.arange(0, len(training), stride), progress=progress
+        )
 
+
+def watched_windows(validation: Windows) -> Tensor:
+    """Numbers of the windows that are imagined at each validation of a world model.
+
+    They are spread evenly; where one episode would hold more than half of them, it gets half.
+
+    Raises:
+        DataError: all are of one episode, or nothing moves in any of them.
+    """
+    chosen = torch.linspace(0, len(validation) - 1, min(WATCHED_WINDOWS, len(validation))).long()
+    largest = validation.episode[chosen] == validation.episode[chosen].mode().values
+    own, others = chosen[largest], chosen[~largest]
+    if 0 < len(others) < len(own):
+        own = own[torch.linspace(0, len(own) - 1, len(others)).long()]
+        chosen = torch.cat([own, others]).sort().values
+    try:
+        check_windows(validation, chosen)
+    except DataError as error:
+        raise DataError(f"validation episodes: {error}") from error
+    return chosen
+
+
+def _imagination(world: WorldModel, validation: Windows, watched: Tensor) -> dict[str, float]:
+    """Does it listen to actions? A quick look at free-running imagination, at the last frame."""
     from vlarft.engine import RolloutEngine
-    from vlarft.eval.world_model import evaluate_world_model
 
-    indices = torch.linspace(0, len(validation) - 1, min(WATCHED_WINDOWS, len(validation))).long()
-    engine = RolloutEngine(world, backend="reference")
-    figures = evaluate_world_model(engine, validation, indices, perceptual=False, draws=10).flat()
-    return {k: v for k, v in figures.items() if k.startswith("psnr_")}
+    device = next(world.transformer.parameters()).device
+    engine = RolloutEngine(world, backend="reference", device=device, metric="lpips-alex")
+    return evaluate_world_model(engine, validation, watched, draws=10).flat()
 
 
-def train_policy(config: Pretraining, data: list[Path], run: Path, resume: bool = False) -> Path:
-    """Train a policy by behaviour cloning and write `run/policy`."""
+def _of_the_model(figure: str) -> bool:
+    """Whether a figure is of the world model, or a difference, rather than of another method."""
+    return "_over_" in figure or not figure.endswith(("_swapped", "_copy", "_tokenizer"))
+
+
+def _check_resolution(parts: tuple[Windows, Windows], resolution: int, where: str) -> None:
+    """Refuse frames of another size than a tokenizer's.
+
+    Args:
+        parts: windows to train and to validate on.
+        resolution: of the tokenizer, px.
+        where: what says so, named in the error.
+
+    Raises:
+        DataError: one line.
+    """
+    for windows in parts:
+        height, width = windows.resolution
+        if (height, width) != (resolution, resolution):
+            raise DataError(
+                f"{windows.episodes[0].file}: frames of {height} x {width} px, but {where} is for "
+                f"{resolution} x {resolution} px; render the recordings at that size "
+                f"(vlarft data render --size {resolution}), or choose another --config"
+            )
+
+
+def train_policy(
+    config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
+) -> Path:
+    """Train a policy by behaviour cloning and write `run/policy`.
+
+    Raises:
+        BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
+            written.
+    """
     from vlarft.data.statistics import compute_statistics
     from vlarft.models.flow_policy import build_policy
     from vlarft.train.policy import PolicyTask
 
+    place = resolve_device(device)
     training, validation = _windows(data, config.model.frames)
-    settings = config.policy_training
-    policy = build_policy(
-        config.policy_config(), compute_statistics(training.episodes), settings.seed
-    )
+    settings, sizes = config.policy_training, config.policy_config()
+    if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
+        _check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
+    model = {"policy": sizes.model_dump(mode="json"), "model": {"frames": config.model.frames}}
+    origin = _origin(model, "policy_training", settings, training, validation)
+    _open(run, resume, origin, config)
+    policy = build_policy(sizes, compute_statistics(training.episodes), settings.seed).to(place)
     task = PolicyTask(policy, settings, training, validation)
-    policy.load_state_dict(_train(task, config, settings, run, resume))
+    result = train(task, settings, run, resume, origin=origin, title="policy")
+    policy.load_state_dict(result.weights)
     policy.save_pretrained(run / "policy")
+    _finish(run, "policy", settings, result, origin)
     return run / "policy"
 
 
@@ -191,9 +317,8 @@ def _pretraining(name: str, settings: list[str] | None) -> Pretraining:
     return load_config(Pretraining, name, settings or [])
 
 
-def _windows(data: list[Path], frames: int) -> tuple[Any, Any]:
+def _windows(data: list[Path], frames: int) -> tuple[Windows, Windows]:
     from vlarft.data.libero import read_episodes
-    from vlarft.data.windows import Windows
 
     splits = []
     for split in ("train", "val"):
@@ -205,32 +330,56 @@ def _windows(data: list[Path], frames: int) -> tuple[Any, Any]:
     return splits[0], splits[1]
 
 
-def _train(
-    task: Any, config: Pretraining, settings: Any, run: Path, resume: bool
-) -> dict[str, Any]:
-    run.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console.print(
-        f"{settings.steps} steps of {settings.batch_size} windows -> {run}", highlight=False
+def _origin(
+    model: dict[str, Any],
+    section: str,
+    settings: LoopConfig,
+    training: Windows,
+    validation: Windows,
+) -> Origin:
+    """What a run is made from: the sections of the configuration that it uses, and its data."""
+    return Origin(
+        {**model, section: settings.model_dump(mode="json")},
+        {"training": data_fingerprint(training), "validation": data_fingerprint(validation)},
+        frozenset(f"{section}.{key}" for key in settings.may_change),
     )
+
+
+def _open(run: Path, resume: bool, origin: Origin, config: Pretraining) -> None:
+    """Check that the run may go on, then begin to write."""
+    resumed_state(run, resume, origin)
+    run.mkdir(parents=True, exist_ok=True)
     dump_config(config, run / "config.yaml")
-
-    def log(record: dict[str, Any]) -> None:
-        figures = "  ".join(
-            f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "learning_rate")
-        )
-        console.print(
-            f"step {record['step']}/{settings.steps}  {figures}", highlight=False, soft_wrap=True
-        )
-
-    return train(task, settings, run, resume, log)
+    write_environment(run)
 
 
-def _progress(what: str) -> Callable[[int, int], None]:
-    console = Console()
+def _finish(run: Path, stage: str, settings: LoopConfig, result: Trained, origin: Origin) -> None:
+    """Write `summary.json` and `report.html`."""
+    write_json(
+        run / "summary.json",
+        {
+            "kind": "pretraining",
+            "stage": stage,
+            "steps": settings.steps,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "training": _counts(origin.data["training"]),
+            "held_out": _counts(origin.data["validation"]),
+            "validation": {
+                name.removeprefix("validation_"): value for name, value in result.validation.items()
+            },
+            "seconds": result.seconds,
+            "command": command_line(),
+        },
+    )
+    write_report(run)
 
-    def show(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 10) == 0:
-            console.print(f"{what} {done}/{total}", highlight=False)
 
-    return show
+def _counts(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ("episodes", "windows")}
+
+
+def _done(run: Path, json_file: str | None) -> None:
+    """Say where the report is, and give the summary to a program."""
+    say(console_for(json_file), f"report: {(run / 'report.html').resolve()}")
+    write_result(json_file, json.loads((run / "summary.json").read_text(encoding="utf-8")))

@@ -50,11 +50,12 @@ class PolicyTask:
         seen = observation(batch)
         loss = self.policy.flow_loss(seen, batch.actions, step_generator(self.config.seed, -1))
         target = self.policy.actions.normalize(batch.actions)
-        error = (self.policy.actions.normalize(self.policy.act(seen)) - target).abs()
+        executed = self.policy.act(seen).cpu()
+        error = (self.policy.actions.normalize(executed) - target).abs()
         return {
             "flow_loss": loss.item(),
             "action_l1": error.mean().item(),
-            "gripper_errors": ((self.policy.act(seen)[..., -1] > 0) != (batch.actions[..., -1] > 0))
+            "gripper_errors": ((executed[..., -1] > 0) != (batch.actions[..., -1] > 0))
             .float()
             .mean()
             .item(),

@@ -4,6 +4,7 @@ The softmax runs over frame codes only, which is the distribution that imaginati
 Windows are tokenised once, with the frozen tokenizer, and kept as small integers.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,17 +43,28 @@ class TokenizedWindows:
         """W."""
         return len(self.context)
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors; the file appears only when it is complete."""
-        partial = path.with_suffix(".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        save_file(vars(self), partial)
-        partial.replace(path)
 
-    @classmethod
-    def load(cls, path: Path) -> "TokenizedWindows":
-        """Counterpart of `save`."""
-        return cls(**load_file(path))
+def kept_tokens(
+    path: Path, origin: dict[str, Any], make: Callable[[], TokenizedWindows]
+) -> TokenizedWindows:
+    """Tokens of an earlier session, so that going on need not tokenise again; else new ones.
+
+    Args:
+        path: safetensors file; it appears only when it is complete.
+        origin: what tokens are made from, plain values; a file of another origin is replaced.
+        make: makes them.
+    """
+    written = json.dumps(origin, sort_keys=True)
+    if path.is_file():
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("origin")
+        if found == written:
+            return TokenizedWindows(**load_file(path))
+    tokens = make()
+    partial = path.with_suffix(".partial")
+    save_file(vars(tokens), partial, {"origin": written})
+    partial.replace(path)
+    return tokens
 
 
 @torch.inference_mode()

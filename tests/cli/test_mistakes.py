@@ -13,6 +13,7 @@ COMMANDS = (
     ["bench"], ["bench", "run"], ["bench", "compare"], ["bench", "report"], ["bench", "limits"],
     ["eval"], ["eval", "world-model"], ["weights"], ["weights", "lpips"],
 )  # fmt: skip
+RFT_SMALL = ["rft", "--run", "x", "--config", "rft-small"]
 
 
 def one_line(capsys):
@@ -53,6 +54,20 @@ def test_help_does_not_load_torch():
         (["report", "/no/such/run"], "/no/such/run: no such run folder"),
         (["imagine", "--out", "film.mp4"], "allowed: a name that ends in .gif or .webp"),
         (["rft", "--run", "x", "--set", "stepz=3"], "did you mean 'steps'?"),
+        (["rft", "--run", "x", "--set", "=3"], "--set =3: expected key=value"),
+        (["rft", "--run", "x", "--set", "reward..l1=3"], "expected key=value"),
+        (["rft", "--run", "x", "--set", "steps=[3"], "--set steps=[3: the value is not valid YAML"),
+        (["rft", "--run", "x", "--set", "steps=2026-13-01"], "the value is not valid YAML"),
+        (["rft", "--run", "x", "--set", "steps.x=1"], "steps = {'x': 1}"),
+        ([*RFT_SMALL, "--set", "steps.x=1"], "--set steps.x=1: steps is the value 50, no group"),
+        (
+            [*RFT_SMALL, "--set", "reward.metric.x=1"],
+            "--set reward.metric.x=1: reward.metric is the value 'lpips-alex', no group of keys",
+        ),
+        (
+            [*RFT_SMALL, "--set", "reward.frames.x=1"],
+            "reward.frames is the value [4, 8], no group of keys",
+        ),
         (["rft", "--run", "x", "--seeds", "a"], "expected whole numbers"),
         (["demo", "--config", "dmeo"], "did you mean 'demo'?"),
         (["eval", "world-model", "--world", "/no/world"], "/no/world"),

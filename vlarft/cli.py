@@ -219,7 +219,7 @@ def eval_world_model(
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     with clock("loading"):
         engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
-        chosen = load_windows(data or [DEMOS], split, engine.world.layout.frames)
+        chosen = load_windows(data or [DEMOS], split, engine.world.layout)
     with clock("evaluation"), bar("imagining") as progress:
         quality = judge_world_model(
             engine, chosen, windows, sampling, batch=batch, progress=progress
@@ -282,7 +282,7 @@ def imagine(
         raise ConfigError(f"--out {out}: allowed: a name that ends in .gif or .webp")
     sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
-    windows = load_windows(data or [DEMOS], split, engine.world.layout.frames)
+    windows = load_windows(data or [DEMOS], split, engine.world.layout)
     result = imagine_actions(engine, windows, episode, start, actions, sampling)
     write_animation(out, result.panels, scale)
     say(console, f"{result.instruction} (episode {episode}, step {start}; actions: {actions})")

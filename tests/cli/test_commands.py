@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_train_writes_a_whole_run_folder(models, tmp_path, capsys):
     capsys.readouterr()
     assert run_command([*command, "--resume", "--device", "tpu"]) == 2
     assert "allowed: cpu, cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["rft"], ["eval", "world-model"], ["imagine"]], ids=" ".join)
+def test_a_world_model_of_other_frames_is_refused(models, tmp_path, capsys, command):
+    turned = tmp_path / "turned"
+    shutil.copytree(models.world, turned)
+    layout = json.loads((turned / "layout.json").read_text())
+    (turned / "layout.json").write_text(json.dumps(layout | {"orientation": "raw"}))
+    command = [*command, "--world", str(turned), "--data", models.data]
+    if command[0] == "rft":
+        command += ["--policy", models.policy, "--config", models.config]
+        command += ["--run", str(tmp_path / "run")]
+    assert run_command(command) == 2
+    whose = "the policy's statistics.json" if command[0] == "rft" else "the data's reader"
+    error = capsys.readouterr().err
+    assert f"layout.json has orientation 'raw', {whose} 'rotated-180'" in error
 
 
 @pytest.mark.parametrize("actions", ["still", "1", "file"])

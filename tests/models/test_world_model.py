@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -87,6 +88,37 @@ def test_unfit_parts_are_refused(world, tmp_path):
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="missing 9"):
         WorldModel.from_pretrained(tmp_path)
+
+
+def rewrite_layout(folder, **values):
+    path = folder / "layout.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"orientation": "mirrored"}, "orientation = 'mirrored': Input should be 'rotated-180' or"),
+        ({"frames": 0}, "frames 0"),
+        ({"framez": 8}, "unknown key 'framez' (did you mean 'frames'?)"),
+    ],
+)
+def test_a_wrong_layout_is_one_line_with_its_file(world, tmp_path, values, words):
+    world.save_pretrained(tmp_path)
+    path = rewrite_layout(tmp_path, **values)
+    with pytest.raises(CheckpointError, match=re.escape(words)) as error:
+        WorldModel.from_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_the_orientation_is_read_back_and_compared(world, tmp_path):
+    world.save_pretrained(tmp_path)
+    rewrite_layout(tmp_path, orientation="raw")
+    layout = WorldModel.from_pretrained(tmp_path).layout
+    layout.require_orientation("raw", "the camera")
+    with pytest.raises(CheckpointError, match="orientation 'raw', the camera 'rotated-180'"):
+        layout.require_orientation("rotated-180", "the camera")
 
 
 def test_structured_embeddings_make_neighbours_similar():

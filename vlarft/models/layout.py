@@ -1,12 +1,13 @@
 """`layout.json`: what a world model assumes about frames and actions."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from vlarft.config import Config, load_config
 from vlarft.data.actions import ActionBinner
+from vlarft.errors import CheckpointError, ConfigError
 from vlarft.files import write_json
 from vlarft.models.folder import read_json
 
@@ -21,7 +22,7 @@ class Layout(Config):
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     bins: int = 256  # of each action dimension
-    orientation: str = "rotated-180"  # of the frames, relative to LIBERO's raw rows
+    orientation: Literal["rotated-180", "raw"] = "rotated-180"  # of frames, to LIBERO's raw rows
     provenance: dict[str, Any] = Field(default_factory=dict)  # data and figures, for people
 
     @model_validator(mode="after")
@@ -41,10 +42,35 @@ class Layout(Config):
         """Raw actions -> bins."""
         return ActionBinner(self.action_low, self.action_high, self.bins)
 
+    def require_orientation(self, orientation: str, whose: str) -> None:
+        """Refuse frames that are turned another way than those the world model was trained on.
+
+        Args:
+            orientation: of the frames that the world model would see.
+            whose: what they come from or were made for, for the message.
+
+        Raises:
+            CheckpointError: names both orientations.
+        """
+        if orientation != self.orientation:
+            raise CheckpointError(
+                f"world model: its layout.json has orientation '{self.orientation}', {whose} "
+                f"'{orientation}'; take models and data of one orientation"
+            )
+
     @classmethod
     def read(cls, path: Path) -> "Layout":
-        """Read `layout.json`."""
-        return load_config(cls, read_json(path))
+        """Read `layout.json`.
+
+        Raises:
+            CheckpointError: the file is missing, or a value is unknown or out of range.
+        """
+        try:
+            return load_config(cls, read_json(path))
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{path}: {str(error).removeprefix('configuration: ')}"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Write `layout.json`."""

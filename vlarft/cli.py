@@ -84,9 +84,13 @@ Settings = Annotated[
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Metric = Annotated[str, typer.Option(help="lpips-alex (bundled), lpips-vgg or lpips-squeeze.")]
 Seed = Annotated[int, typer.Option(help="Of the world model's noise.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Probability mass that may be drawn.")]
-Noise = Annotated[str, typer.Option(help="shared or independent.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy [default: of the world's layout.json].")
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Probability mass that may be drawn [default: likewise].")
+]
+Noise = Annotated[str | None, typer.Option(help="shared or independent [default: likewise].")]
 
 
 @app.command()
@@ -191,9 +195,9 @@ def eval_world_model(
     batch: Annotated[int, typer.Option(min=1, help="Windows imagined at once.")] = 16,
     metric: Metric = "lpips-alex",
     seed: Seed = 0,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.8,
-    noise: Noise = "shared",
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    noise: Noise = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -216,9 +220,9 @@ def eval_world_model(
     from vlarft.report.environment import write_environment
 
     console, clock = console_for(json_file), Stopwatch()
-    sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     with clock("loading"):
         engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
+        sampling = _sampling(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
         chosen = load_windows(data or [DEMOS], split, engine.world.layout)
     with clock("evaluation"), bar("imagining") as progress:
         quality = judge_world_model(
@@ -263,9 +267,9 @@ def imagine(
     scale: Annotated[int, typer.Option(min=1, max=16, help="Enlargement of the picture.")] = 3,
     metric: Metric = "lpips-alex",
     seed: Seed = 0,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.8,
-    noise: Noise = "shared",
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    noise: Noise = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -280,8 +284,8 @@ def imagine(
     console = console_for(json_file)
     if out.suffix not in (".gif", ".webp"):
         raise ConfigError(f"--out {out}: allowed: a name that ends in .gif or .webp")
-    sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     engine = RolloutEngine.load(existing(world or WORLD), metric=metric, device=device)
+    sampling = _sampling(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     windows = load_windows(data or [DEMOS], split, engine.world.layout)
     result = imagine_actions(engine, windows, episode, start, actions, sampling)
     write_animation(out, result.panels, scale)
@@ -418,7 +422,9 @@ def _numbers(text: str | None) -> list[int]:
         raise ConfigError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
 
 
-def _sampling(**values: Any) -> Any:
+def _sampling(engine: Any, **wanted: Any) -> Any:
+    """What was asked for, and the world model's defaults for the rest."""
     from vlarft.engine import Sampling
 
-    return Sampling(**values)
+    defaults = engine.world.layout.sampling.model_dump()
+    return Sampling(**defaults | {k: v for k, v in wanted.items() if v is not None})

@@ -173,8 +173,9 @@ def run_demo(
         f"{len(bench.validation)} validation windows"
     )
     with clock("world-model evaluation"):
+        sampling = Sampling(**bench.engine.world.layout.sampling.model_dump())
         quality = judge_world_model(
-            bench.engine, bench.validation, config.world_model_windows, Sampling()
+            bench.engine, bench.validation, config.world_model_windows, sampling
         )
     for line in quality.lines():
         say(line)

@@ -80,6 +80,18 @@ def test_a_world_model_of_other_frames_is_refused(models, tmp_path, capsys, comm
     assert f"layout.json has orientation 'raw', {whose} 'rotated-180'" in error
 
 
+def test_sampling_not_asked_for_is_the_world_models(models, tmp_path, capsys):
+    greedy = tmp_path / "greedy"
+    shutil.copytree(models.world, greedy)
+    layout = json.loads((greedy / "layout.json").read_text())
+    layout["sampling"] |= {"temperature": 0.0, "top_p": 0.5}
+    (greedy / "layout.json").write_text(json.dumps(layout))
+    command = ["eval", "world-model", "--world", str(greedy), "--data", models.data]
+    assert run_command([*command, "--windows", "2", "--top-p", "0.9", "--json", "-"]) == 0
+    sampling = json.loads(capsys.readouterr().out)["sampling"]
+    assert (sampling["temperature"], sampling["top_p"]) == (0.0, 0.9)
+
+
 @pytest.mark.parametrize("actions", ["still", "1", "file"])
 def test_imagine(models, tmp_path, capsys, actions):
     if actions == "file":

@@ -46,6 +46,8 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert world.layout.action_high[6] == 1
     assert world.layout.action_low[6] == -1
     assert world.layout.orientation == policy.statistics.orientation == "rotated-180"
+    assert world.layout.action_units == "raw"
+    assert world.layout.statistics == policy.statistics
     final = metrics(tmp_path / "a")[-1]
     assert {"validation_psnr", "validation_psnr_moving", "validation_lpips"} <= final.keys()
     watched = metrics(tmp_path / "b")[-1]

@@ -187,10 +187,8 @@ def train_world_model(
         action_low=(*statistics.action_min[:-1], -1.0),
         action_high=(*statistics.action_max[:-1], 1.0),
         orientation=statistics.orientation,
-        provenance={
-            "data": {"episodes": statistics.episodes, "steps": statistics.steps},
-            "training": settings.model_dump(mode="json"),
-        },
+        statistics=statistics,
+        provenance={"training": settings.model_dump(mode="json")},
     )
     ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
     world = WorldModel(

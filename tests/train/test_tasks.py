@@ -75,6 +75,20 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
 
 
+def test_noops_are_dropped_when_asked(recordings, tmp_path):
+    still = tmp_path / "still_demo.hdf5"
+    still.write_bytes(recordings[0].read_bytes())
+    with h5py.File(still, "a") as file:
+        file["data/demo_0/actions"][3, :6] = 0
+        file["data/demo_0/actions"][2:4, 6] = 0.5
+    steps = []
+    for drop in (False, True):
+        config = load_config(Pretraining, "tiny", [f"drop_noops={drop}", "policy_training.steps=1"])
+        folder = train_policy(config, [still], tmp_path / str(drop))
+        steps.append(FlowPolicy.from_pretrained(folder).statistics.steps)
+    assert steps == [24, 23]
+
+
 def test_a_data_set_without_validation_is_refused(recordings, tmp_path):
     only = tmp_path / "only_demo.hdf5"
     only.write_bytes(recordings[0].read_bytes())

@@ -235,15 +235,7 @@ def _read_file(
             name for name in episode_names(data) if split in (None, episode_split(file, data, name))
         ]
         for name in names[:limit]:
-            frames, proprioception, actions = _read_arrays(file, data, name, camera)
-            if drop_noops:
-                kept = np.flatnonzero(~noops(actions))
-                if not len(kept):
-                    raise DataError(
-                        f"{file}: key 'data/{name}/actions' holds no-ops only; keep no-ops"
-                    )
-                seen = np.append(kept, len(actions))
-                frames, proprioception, actions = frames[seen], proprioception[seen], actions[kept]
+            frames, proprioception, actions = read_arrays(file, data, name, camera, drop_noops)
             attributes = data[name].attrs
             yield Episode(
                 name=name,
@@ -260,10 +252,27 @@ def _read_file(
             )
 
 
-def _read_arrays(
+def read_arrays(
+    file: Path, data: h5py.Group, name: str, camera: str, drop_noops: bool = False
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Frames in the file's rows, proprioception and actions, paired as in `Episode`.
+
+    Raises:
+        DataError: as `read_episodes`.
+    """
+    frames, proprioception, actions = _read_paired(file, data, name, camera)
+    if not drop_noops:
+        return frames, proprioception, actions
+    kept = np.flatnonzero(~noops(actions))
+    if not len(kept):
+        raise DataError(f"{file}: key 'data/{name}/actions' holds no-ops only; keep no-ops")
+    seen = np.append(kept, len(actions))
+    return frames[seen], proprioception[seen], actions[kept]
+
+
+def _read_paired(
     file: Path, data: h5py.Group, name: str, camera: str
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Frames in the file's rows, proprioception and actions, paired as in `Episode`."""
     actions = read_floats(file, data, f"{name}/actions", ACTION_SIZE).astype(np.float32)
     if not len(actions):
         raise DataError(f"{file}: key 'data/{name}/actions' has no steps; remove this episode")

@@ -50,6 +50,7 @@ class Pretraining(Config):
     tokenizer_training: TokenizerTraining = TokenizerTraining()
     world_model_training: WorldModelTraining = WorldModelTraining()
     policy_training: PolicyTraining = PolicyTraining()
+    drop_noops: bool = False  # leave out actions that do nothing (docs/data.md)
 
     def policy_config(self) -> FlowPolicyConfig:
         """The policy's configuration."""
@@ -136,7 +137,7 @@ def train_tokenizer(
     from vlarft.train.tokenizer import TokenizerTask
 
     place = resolve_device(device)
-    training, validation = _windows(data, config.model.frames)
+    training, validation = _windows(data, config)
     resolution = config.model.tokenizer.resolution
     _check_resolution((training, validation), resolution, "the configured tokenizer")
     settings = config.tokenizer_training
@@ -170,7 +171,7 @@ def train_world_model(
     from vlarft.models.layout import Layout
 
     place = resolve_device(device)
-    training, validation = _windows(data, config.model.frames)
+    training, validation = _windows(data, config)
     settings = config.world_model_training
     tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(place)
     resolution = tokenizer.config.resolution
@@ -295,7 +296,7 @@ def train_policy(
     from vlarft.train.policy import PolicyTask
 
     place = resolve_device(device)
-    training, validation = _windows(data, config.model.frames)
+    training, validation = _windows(data, config)
     settings, sizes = config.policy_training, config.policy_config()
     if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
         _check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
@@ -315,16 +316,16 @@ def _pretraining(name: str, settings: list[str] | None) -> Pretraining:
     return load_config(Pretraining, name, settings or [])
 
 
-def _windows(data: list[Path], frames: int) -> tuple[Windows, Windows]:
+def _windows(data: list[Path], config: Pretraining) -> tuple[Windows, Windows]:
     from vlarft.data.libero import read_episodes
 
     splits = []
     for split in ("train", "val"):
-        episodes = read_episodes(data, split=split)
+        episodes = read_episodes(data, split=split, drop_noops=config.drop_noops)
         if not episodes:
             where = ", ".join(map(str, data))
             raise DataError(f"{where}: no episode of split '{split}'; both splits are needed")
-        splits.append(Windows(episodes, frames))
+        splits.append(Windows(episodes, config.model.frames))
     return splits[0], splits[1]
 
 

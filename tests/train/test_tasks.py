@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models.policy_helpers import vlm_encoder
 from tests.train.recordings import write_recordings
-from vlarft.config import load_config
+from vlarft.config import load_config, read_yaml
 from vlarft.data.libero import read_episodes
 from vlarft.data.windows import Windows
-from vlarft.errors import ConfigError, DataError
+from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.eval.world_model import METHODS
-from vlarft.models.flow_policy import FlowPolicy
+from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
 from vlarft.models.presets import build_tokenizer, build_world
 from vlarft.models.world_model import WorldModel
 from vlarft.train.adversary import Adversary
@@ -73,6 +74,61 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert "moving_copy" not in last
     assert "policy step 4/4  loss " in "\n".join(progress)
     assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
+
+
+def test_a_policy_starts_from_a_vlm_folder(recordings, tmp_path):
+    vlm = vlm_encoder()
+    vlm.save_pretrained(tmp_path / "vlm")
+    tiny = FlowPolicyConfig.preset("tiny").model_dump()
+    config = load_config(
+        Pretraining,
+        read_yaml("tiny") | {"policy": tiny | {"encoder": {"kind": "vlm", "lora_rank": 2}}},
+    )
+    with pytest.raises(ConfigError, match="pass --vlm FOLDER"):
+        train_policy(config, recordings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    folder = train_policy(config, recordings, tmp_path / "run", vlm=tmp_path / "vlm")
+    vlm_encoder(queries=4).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="written with other data"):
+        train_policy(config, recordings, tmp_path / "run", True, vlm=tmp_path / "other")
+    policy = FlowPolicy.from_pretrained(folder)
+    assert policy.encoder.tokenizer is not None
+    assert policy.encoder.config == vlm.config.model_copy(update={"lora_rank": 2})
+    trained = dict(policy.encoder.named_parameters())
+    assert any("lora_B" in name and value.any() for name, value in trained.items())
+    kept = policy.encoder.language.get_base_model().embed_tokens.weight
+    assert torch.equal(kept, vlm.language.embed_tokens.weight)
+    with pytest.raises(ConfigError, match="encoder is 'small'; choose a policy with a VLM"):
+        train_policy(
+            load_config(Pretraining, "tiny"), recordings, tmp_path / "b", vlm=tmp_path / "vlm"
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_paper_preset_is_the_published_recipe():
+    config = load_config(Pretraining, "paper")
+    tokenizer, world, policy = (
+        config.tokenizer_training,
+        config.world_model_training,
+        config.policy_training,
+    )
+    assert (tokenizer.learning_rate, tokenizer.steps, tokenizer.warmup_steps) == (
+        5e-4,
+        600_000,
+        5000,
+    )
+    assert (tokenizer.lpips_net, tokenizer.lpips_weight, tokenizer.adversarial_weight) == (
+        "vgg",
+        1,
+        0.1,
+    )
+    assert (tokenizer.frames_per_window, tokenizer.adversarial_start) == (7, 10_000)
+    assert (world.learning_rate, world.steps, world.warmup_steps) == (5e-5, 150_000, 5000)
+    assert (world.schedule, world.weight_decay, world.batch_size) == ("constant", 0, 32)
+    assert policy.steps == 150_000
+    paper = FlowPolicyConfig.preset("paper")
+    lora = paper.encoder.model_copy(update={"lora_rank": 64})
+    assert config.policy_config() == paper.model_copy(update={"encoder": lora})
 
 
 def test_noops_are_dropped_when_asked(recordings, tmp_path):

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +215,11 @@ def test_demo(models, tmp_path, capsys, monkeypatch):
     ):
         assert key in summary
     assert [entry["seed"] for entry in summary["seeds"]] == [0, 1]
+    arm = run / "seed-0" / "treatment"
+    lines = [json.loads(line) for line in (arm / "metrics.jsonl").read_text().splitlines()]
+    figures = set().union(summary, summary["seeds"][0]["treatment"], *lines)
+    metrics_page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert figures <= set(re.findall("`([a-z0-9_]+)`", metrics_page))
     assert str((run / "report.html").resolve()) in err
     text = (run / "report.html").read_text()
     for words in (

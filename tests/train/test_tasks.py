@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -38,7 +40,7 @@ def metrics(run):
 
 
 def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
-    config = load_config(Pretraining, "tiny")
+    config = load_config(Pretraining, "tiny", ["tokenizer_training.adversarial_start=2"])
     folder = train_tokenizer(config, recordings, tmp_path / "a")
     world = WorldModel.from_pretrained(
         train_world_model(config, recordings, tmp_path / "b", folder)
@@ -74,6 +76,12 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert "moving_copy" not in last
     assert "policy step 4/4  loss " in "\n".join(progress)
     assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
+    figures = set().union(*(line for stage in "abc" for line in metrics(tmp_path / stage)))
+    figures = {name.removeprefix("validation_") for name in figures}
+    imagined = {name for name in figures if re.match("(psnr|ssim|lpips)_(all|moving)_", name)}
+    metrics_page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert {"adversarial", "psnr_moving_over_swapped"} <= figures
+    assert figures - imagined <= set(re.findall("`([a-z0-9_]+)`", metrics_page))
 
 
 def test_a_policy_starts_from_a_vlm_folder(recordings, tmp_path):

@@ -95,9 +95,13 @@ Metric = Annotated[
     typer.Option(help="lpips-alex (bundled), lpips-vgg, lpips-squeeze or tokenizer-features."),
 ]
 Seed = Annotated[int, typer.Option(help="Of the world model's noise.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Probability mass that may be drawn.")]
-Noise = Annotated[str, typer.Option(help="shared or independent.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy [default: of the world's layout.json].")
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Probability mass that may be drawn [default: likewise].")
+]
+Noise = Annotated[str | None, typer.Option(help="shared or independent [default: likewise].")]
 
 
 @app.command()
@@ -215,9 +219,9 @@ def eval_world_model(
     batch: Annotated[int, typer.Option(min=1, help="Windows imagined at once.")] = 16,
     metric: Metric = "lpips-alex",
     seed: Seed = 0,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.8,
-    noise: Noise = "shared",
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    noise: Noise = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     attention: Attention = "sdpa",
@@ -242,11 +246,11 @@ def eval_world_model(
     from vlarft.report.environment import write_environment
 
     console, clock = console_for(json_file), Stopwatch()
-    sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     options = EngineOptions(backend, dtype, attention, device)
     with clock("loading"):
         engine = options.load(world or WORLD, metric)
-        chosen = load_windows(data or [DEMOS], split, engine.world.layout.frames)
+        sampling = _sampling(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
+        chosen = load_windows(data or [DEMOS], split, engine.world.layout)
     with clock("evaluation"), progress_bar("imagining") as progress:
         quality = judge_world_model(
             engine, chosen, windows, sampling, batch=batch, progress=progress
@@ -290,9 +294,9 @@ def imagine(
     scale: Annotated[int, typer.Option(min=1, max=16, help="Enlargement of the picture.")] = 3,
     metric: Metric = "lpips-alex",
     seed: Seed = 0,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.8,
-    noise: Noise = "shared",
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    noise: Noise = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     attention: Attention = "sdpa",
@@ -312,10 +316,10 @@ def imagine(
             f"--out {out}: allowed: a name that ends in .gif or .webp; a film of a GIF: "
             "ffmpeg -i imagined.gif -pix_fmt yuv420p imagined.mp4"
         )
-    sampling = _sampling(seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     options = EngineOptions(backend, dtype, attention, device)
     engine = options.load(world or WORLD, metric)
-    windows = load_windows(data or [DEMOS], split, engine.world.layout.frames)
+    sampling = _sampling(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
+    windows = load_windows(data or [DEMOS], split, engine.world.layout)
     result = imagine_actions(engine, windows, episode, start, actions, sampling)
     write_animation(out, result.panels, scale)
     say(console, f"{result.instruction} (episode {episode}, step {start}; actions: {actions})")
@@ -452,7 +456,9 @@ def _numbers(text: str | None) -> list[int]:
         raise ConfigError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
 
 
-def _sampling(**values: Any) -> Any:
+def _sampling(engine: Any, **wanted: Any) -> Any:
+    """What was asked for, and the world model's defaults for the rest."""
     from vlarft.engine import Sampling
 
-    return Sampling(**values)
+    defaults = engine.world.layout.sampling.model_dump()
+    return Sampling(**defaults | {k: v for k, v in wanted.items() if v is not None})

@@ -49,7 +49,10 @@ def read_yaml(name_or_file: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # also not text, no such date
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if content is None:
         return {}
@@ -79,15 +82,7 @@ def load_config(
         values = read_yaml(name_or_file) if name_or_file is not None else {}
         where = str(name_or_file) if name_or_file is not None else "configuration"
     for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {text}: expected key=value")
-        target = values
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            target[parent] = dict(target.get(parent) or {})
-            target = target[parent]
-        target[leaf] = yaml.safe_load(raw)
+        _override(values, text)
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -102,6 +97,28 @@ def dump_config(config: Config, path: Path) -> None:
 def dump_values(values: dict[str, Any], path: Path) -> None:
     """Write plain values as YAML, in their order."""
     path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Set one `a.b=value` in nested mappings, which are copied on the way."""
+    key, equals, raw = text.partition("=")
+    *parents, leaf = key.split(".")
+    if not equals or not all([*parents, leaf]):
+        raise ConfigError(f"--set {text}: expected key=value")
+    for depth, parent in enumerate(parents, start=1):
+        group = values.get(parent)
+        if group is not None and not isinstance(group, dict):
+            raise ConfigError(
+                f"--set {text}: {'.'.join(parents[:depth])} is the value {group!r}, no group of "
+                "keys; set it as a whole"
+            )
+        values[parent] = dict(group or {})
+        values = values[parent]
+    try:
+        values[leaf] = yaml.safe_load(raw)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--set {text}: the value is not valid YAML ({reason})") from error
 
 
 def _explain(cls: type[Config], error: ValidationError) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vlarft.checkpoint import latest_checkpoint
 from vlarft.config import Config, dump_config, load_config
-from vlarft.data.libero import read_episodes
+from vlarft.data.libero import ORIENTATION, read_episodes
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine, Sampling
 from vlarft.engine.resolve import resolve_device, resolve_dtype
@@ -20,6 +20,7 @@ from vlarft.errors import CheckpointError, DataError
 from vlarft.eval.world_model import WorldModelReport, evaluate_world_model
 from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicy
+from vlarft.models.layout import Layout
 from vlarft.progress import phase, progress_bar
 from vlarft.reference.attention import causal_attention
 from vlarft.report.build import write_report
@@ -104,22 +105,29 @@ def load_bench(
     """Load models and demonstrations.
 
     Raises:
-        CheckpointError, DataError: a part is missing or damaged.
+        CheckpointError, DataError: a part is missing or damaged, or they see frames turned in
+            different ways.
     """
     engine = options.load(world, metric)
+    layout = engine.world.layout
+    start = FlowPolicy.from_pretrained(existing(policy))
+    layout.require_orientation(start.statistics.orientation, "the policy's statistics.json")
     return Bench(
-        engine,
-        FlowPolicy.from_pretrained(existing(policy)),
-        load_windows(data, "train", engine.world.layout.frames),
-        load_windows(data, "val", engine.world.layout.frames),
+        engine, start, load_windows(data, "train", layout), load_windows(data, "val", layout)
     )
 
 
-def load_windows(data: Sequence[Path], split: str, frames: int) -> Windows:
-    """Windows of one split ("train" or "val")."""
+def load_windows(data: Sequence[Path], split: str, layout: Layout) -> Windows:
+    """Windows of one split ("train" or "val") for a world model.
+
+    Raises:
+        CheckpointError: the world model was trained on frames turned another way.
+        DataError: the split is unknown, or the data missing or damaged.
+    """
+    layout.require_orientation(ORIENTATION, "the data's reader")
     if split not in ("train", "val"):
         raise DataError(f"split '{split}'; allowed: train, val")
-    return Windows(read_episodes(list(data), split=split), frames)  # type: ignore[arg-type]
+    return Windows(read_episodes(list(data), split=split), layout.frames)  # type: ignore[arg-type]
 
 
 def existing(folder: Path) -> Path:
@@ -209,12 +217,13 @@ def run_demo(
         "episodes, "
         f"{len(bench.validation)} validation windows"
     )
+    sampling = Sampling(**bench.engine.world.layout.sampling.model_dump())
     with clock("world-model evaluation"), progress_bar("judging the world model") as progress:
         quality = judge_world_model(
             bench.engine,
             bench.validation,
             config.world_model_windows,
-            Sampling(),
+            sampling,
             progress=progress,
         )
     for line in quality.lines():

@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +66,34 @@ def test_train_writes_a_whole_run_folder(models, tmp_path, capsys):
     capsys.readouterr()
     assert run_command([*command, "--resume", "--device", "tpu"]) == 2
     assert "allowed: cpu, cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["rft"], ["eval", "world-model"], ["imagine"]], ids=" ".join)
+def test_a_world_model_of_other_frames_is_refused(models, tmp_path, capsys, command):
+    turned = tmp_path / "turned"
+    shutil.copytree(models.world, turned)
+    layout = json.loads((turned / "layout.json").read_text())
+    (turned / "layout.json").write_text(json.dumps(layout | {"orientation": "raw"}))
+    command = [*command, "--world", str(turned), "--data", models.data]
+    if command[0] == "rft":
+        command += ["--policy", models.policy, "--config", models.config]
+        command += ["--run", str(tmp_path / "run")]
+    assert run_command(command) == 2
+    whose = "the policy's statistics.json" if command[0] == "rft" else "the data's reader"
+    error = capsys.readouterr().err
+    assert f"layout.json has orientation 'raw', {whose} 'rotated-180'" in error
+
+
+def test_sampling_not_asked_for_is_the_world_models(models, tmp_path, capsys):
+    greedy = tmp_path / "greedy"
+    shutil.copytree(models.world, greedy)
+    layout = json.loads((greedy / "layout.json").read_text())
+    layout["sampling"] |= {"temperature": 0.0, "top_p": 0.5}
+    (greedy / "layout.json").write_text(json.dumps(layout))
+    command = ["eval", "world-model", "--world", str(greedy), "--data", models.data]
+    assert run_command([*command, "--windows", "2", "--top-p", "0.9", "--json", "-"]) == 0
+    sampling = json.loads(capsys.readouterr().out)["sampling"]
+    assert (sampling["temperature"], sampling["top_p"]) == (0.0, 0.9)
 
 
 @pytest.mark.parametrize("actions", ["still", "1", "file"])
@@ -228,6 +259,11 @@ def test_demo(models, tmp_path, capsys, monkeypatch):
     ):
         assert key in summary
     assert [entry["seed"] for entry in summary["seeds"]] == [0, 1]
+    arm = run / "seed-0" / "treatment"
+    lines = [json.loads(line) for line in (arm / "metrics.jsonl").read_text().splitlines()]
+    figures = set().union(summary, summary["seeds"][0]["treatment"], *lines)
+    metrics_page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert figures <= set(re.findall("`([a-z0-9_]+)`", metrics_page))
     assert str((run / "report.html").resolve()) in err
     for words in ("judging the world model 4/4", "seed 0: noise floor", "pictures of the report"):
         assert words in err

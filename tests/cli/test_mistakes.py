@@ -13,6 +13,7 @@ COMMANDS = (
     ["bench"], ["bench", "run"], ["bench", "compare"], ["bench", "report"], ["bench", "limits"],
     ["eval"], ["eval", "world-model"], ["weights"], ["weights", "lpips"],
 )  # fmt: skip
+RFT_SMALL = ["rft", "--run", "x", "--config", "rft-small"]
 
 
 def one_line(capsys):
@@ -47,6 +48,25 @@ def test_help_does_not_load_torch():
         (["demo", "--form-scratch"], "did you mean '--from-scratch'?"),
         (["eval", "world-model", "--wold", "x"], "did you mean '--world'?"),
         (["train", "policy", "--confg", "tiny"], "did you mean '--config'?"),
+        (
+            ["train", "policy", "--config", "paper", "--data", "x", "--run", "y"],
+            "pass --vlm FOLDER",
+        ),
+        (
+            [
+                "train",
+                "policy",
+                "--config",
+                "paper",
+                "--vlm",
+                "/no/vlm",
+                "--data",
+                "x",
+                "--run",
+                "y",
+            ],
+            "/no/vlm/config.json: no such file",
+        ),
         (["imagin"], "imagine"),
         (["eval", "world-model", "--windows", "many"], "--windows"),
         (["rft"], "--run"),
@@ -54,6 +74,20 @@ def test_help_does_not_load_torch():
         (["imagine", "--out", "film.mp4"], "allowed: a name that ends in .gif or .webp"),
         (["imagine", "--out", "film.mp4"], "ffmpeg -i imagined.gif -pix_fmt yuv420p imagined.mp4"),
         (["rft", "--run", "x", "--set", "stepz=3"], "did you mean 'steps'?"),
+        (["rft", "--run", "x", "--set", "=3"], "--set =3: expected key=value"),
+        (["rft", "--run", "x", "--set", "reward..l1=3"], "expected key=value"),
+        (["rft", "--run", "x", "--set", "steps=[3"], "--set steps=[3: the value is not valid YAML"),
+        (["rft", "--run", "x", "--set", "steps=2026-13-01"], "the value is not valid YAML"),
+        (["rft", "--run", "x", "--set", "steps.x=1"], "steps = {'x': 1}"),
+        ([*RFT_SMALL, "--set", "steps.x=1"], "--set steps.x=1: steps is the value 50, no group"),
+        (
+            [*RFT_SMALL, "--set", "reward.metric.x=1"],
+            "--set reward.metric.x=1: reward.metric is the value 'lpips-alex', no group of keys",
+        ),
+        (
+            [*RFT_SMALL, "--set", "reward.frames.x=1"],
+            "reward.frames is the value [4, 8], no group of keys",
+        ),
         (["rft", "--run", "x", "--seeds", "a"], "expected whole numbers"),
         (["demo", "--config", "dmeo"], "did you mean 'demo'?"),
         (["eval", "world-model", "--world", "/no/world"], "/no/world"),

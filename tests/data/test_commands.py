@@ -1,5 +1,6 @@
 import json
 
+import h5py
 import pytest
 from typer.testing import CliRunner
 
@@ -51,6 +52,16 @@ def test_subset_then_stats(folder, tmp_path):
         assert values["episodes"] == episodes
         assert values["steps"] == 9 * episodes
     assert "2 episodes, 18 steps" in run("stats", small).stdout
+
+
+def test_noops_are_dropped_when_asked(folder, tmp_path):
+    with h5py.File(folder / "a_demo.hdf5", "r+") as handle:
+        handle["data/demo_0/actions"][1:3, :6] = 0
+    small = tmp_path / "small"
+    run("subset", folder, "--out", small, "--train", 1, "--val", 0, "--drop-noops")
+    for path, options, steps in ((folder, [], 36), (folder, ["--drop-noops"], 34), (small, [], 7)):
+        values = json.loads(run("stats", path, *options, "--json", "-").stdout)
+        assert values["steps"] == steps
 
 
 def test_mistakes_are_named(folder, tmp_path):

@@ -37,6 +37,32 @@ def test_subset_is_a_lossless_choice(folder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "small").iterdir()) == ["a.hdf5", "b.hdf5"]
 
 
+@pytest.mark.parametrize(
+    ("observation", "extra_frame"),
+    [("before action", True), ("before action", False), ("after action", False)],
+)
+def test_without_noops_a_subset_reads_as_its_source_does(tmp_path, observation, extra_frame):
+    source = write_libero(
+        tmp_path / "a.hdf5",
+        {0: 6},
+        extra_frame=extra_frame,
+        group_attributes={"observation": observation},
+        episode_attributes={0: {"num_samples": 6}},
+    )
+    with h5py.File(source, "r+") as handle:
+        handle["data/demo_0/actions"][2, :6] = 0
+        handle["data/demo_0/actions"][4, :6] = 0
+    (item,) = subset_files(source, tmp_path / "small", train=1, val=0, drop_noops=True)
+    (expected,) = read_episodes(source, drop_noops=True)
+    (episode,) = read_episodes(item.file)
+    assert episode.steps == (4 if extra_frame else 3)
+    for field in ("frames", "actions", "proprioception"):
+        np.testing.assert_array_equal(getattr(episode, field), getattr(expected, field))
+    with h5py.File(item.file) as handle:
+        assert handle["data/demo_0"].attrs["num_samples"] == episode.steps
+        assert handle["data"].attrs["total"] == episode.steps
+
+
 def test_still_pixels_cost_nothing(tmp_path):
     write_libero(tmp_path / "noise.hdf5", {0: 60}, size=64)
     still = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

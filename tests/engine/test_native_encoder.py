@@ -57,8 +57,9 @@ def test_latents_are_as_exact_as_plain_torch(config):
 @torch.inference_mode()
 def test_tokens_of_trained_weights():
     """At most one in a thousand falls on the other side of a quantiser's border."""
-    windows = load_windows([DEMOS], "val", 8).batch(torch.arange(0, 160, 10))
-    tokenizer = WorldModel.from_pretrained(WORLD).tokenizer
+    world = WorldModel.from_pretrained(WORLD)
+    tokenizer = world.tokenizer
+    windows = load_windows([DEMOS], "val", world.layout).batch(torch.arange(0, 160, 10))
     pixels = windows.frames[:, :4].permute(0, 1, 4, 2, 3).float() / 255
     native = NativeEncoder(tokenizer, Team())
     context, features = tokenizer.encode_context(pixels[:, 0])

@@ -1,10 +1,13 @@
 """Observations and statistics that the policy tests share."""
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from vlarft.data.statistics import Statistics
 from vlarft.models.flow_policy import FlowPolicy, build_policy
 from vlarft.models.policy import Observation
+from vlarft.models.vlm import PROMPT, VLMConfig, VLMEncoder
 
 MILK = "pick up the milk and place it in the basket"
 SOUP = "pick up the alphabet soup and place it in the basket"
@@ -19,6 +22,45 @@ STATISTICS = Statistics(
     episodes=3,
     steps=300,
 )
+
+PATCHES, QUERIES, WIDTH = 16, 5, 16
+
+
+def tiny_config(**changes: object) -> VLMConfig:
+    """A VLM of a few thousand parameters on 32 px."""
+    tower = {"num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+    return VLMConfig(
+        dino={"hidden_size": 8, "num_register_tokens": 2, **tower},
+        siglip={"hidden_size": 12, "intermediate_size": 16, **tower},
+        language={
+            "vocab_size": 64,
+            "hidden_size": WIDTH,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        image_size=32,
+        queries=QUERIES,
+    ).model_copy(update=changes)
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """The words of the prompt with MILK and SOUP."""
+    split = pre_tokenizers.Whitespace()
+    pieces = {"[UNK]"}
+    for text in (MILK, SOUP):
+        pieces |= {piece for piece, _ in split.pre_tokenize_str(PROMPT.format(instruction=text))}
+    model = models.WordLevel({p: i for i, p in enumerate(sorted(pieces))}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = split
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def vlm_encoder(**changes: object) -> VLMEncoder:
+    """A tiny VLM with random weights."""
+    torch.manual_seed(0)
+    return VLMEncoder(tiny_config(**changes), word_tokenizer()).eval()
 
 
 def observe(scenes: int = 3, size: int = 32, seed: int = 0) -> Observation:

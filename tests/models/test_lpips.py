@@ -11,20 +11,25 @@ from vlarft.errors import CheckpointError, ConfigError, ShapeError
 from vlarft.models.lpips import LPIPS, NETS, install_weights, weights_path
 
 SHARED = Path(__file__).parents[3] / "shared" / "lpips"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="LPIPS example pair is not at hand")
+VGG = SHARED / "lpips_vgg_fp16.safetensors"
+EXAMPLE = Path(__file__).parent / "lpips_example"
+needs_vgg = pytest.mark.skipif(not VGG.exists(), reason=f"{VGG} is not at hand")
 
 
 def example(name):
-    image = np.array(Image.open(SHARED / f"{name}.png").convert("RGB"))
+    image = np.array(Image.open(EXAMPLE / f"{name}.png").convert("RGB"))
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
 
 
-@needs_shared
 @pytest.mark.parametrize(
-    ("net", "first", "second"), [("alex", 0.722, 0.138), ("vgg", 0.56861, 0.42166)]
+    ("net", "file", "first", "second"),
+    [
+        ("alex", None, 0.722, 0.138),
+        pytest.param("vgg", VGG, 0.56861, 0.42166, marks=needs_vgg),
+    ],
 )
-def test_published_distances(net, first, second):
-    lpips = LPIPS.load(net, None if net == "alex" else SHARED / f"lpips_{net}_fp16.safetensors")
+def test_published_distances(net, file, first, second):
+    lpips = LPIPS.load(net, file)
     reference = example("ex_ref")
     assert lpips(reference, example("ex_p0")).item() == pytest.approx(first, abs=1e-3)
     assert lpips(reference, example("ex_p1")).item() == pytest.approx(second, abs=1e-3)
@@ -191,10 +196,10 @@ def test_a_known_file_is_installed(tmp_path):
     assert torch.equal(LPIPS.load("alex", stored)(a, b), LPIPS.load("alex")(a, b))
 
 
-@needs_shared
+@needs_vgg
 def test_vgg_comes_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("VLARFT_CACHE", str(tmp_path))
-    install_weights("vgg", SHARED / "lpips_vgg_fp16.safetensors")
+    install_weights("vgg", VGG)
     assert len(LPIPS.load("vgg").lins) == 5
 
 

@@ -8,52 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from tests.models.policy_helpers import MILK, SOUP, STATISTICS, generator, observe, shaken
+from tests.models.policy_helpers import (
+    MILK,
+    PATCHES,
+    QUERIES,
+    STATISTICS,
+    WIDTH,
+    generator,
+    observe,
+    shaken,
+    tiny_config,
+)
+from tests.models.policy_helpers import vlm_encoder as encoder
 from vlarft.errors import BackendError, CheckpointError, ConfigError
 from vlarft.models import attention as attention_module
 from vlarft.models.attention import attention_reasons, require_attention
 from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig, build_policy
 from vlarft.models.policy import Observation
 from vlarft.models.vlm import PROMPT, VLMConfig, VLMEncoder
-
-PATCHES, QUERIES, WIDTH = 16, 5, 16
-
-
-def tiny_config(**changes: object) -> VLMConfig:
-    tower = {"num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
-    return VLMConfig(
-        dino={"hidden_size": 8, "num_register_tokens": 2, **tower},
-        siglip={"hidden_size": 12, "intermediate_size": 16, **tower},
-        language={
-            "vocab_size": 64,
-            "hidden_size": WIDTH,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-        image_size=32,
-        queries=QUERIES,
-    ).model_copy(update=changes)
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    split = pre_tokenizers.Whitespace()
-    pieces = {"[UNK]"}
-    for text in (MILK, SOUP):
-        pieces |= {piece for piece, _ in split.pre_tokenize_str(PROMPT.format(instruction=text))}
-    model = models.WordLevel({p: i for i, p in enumerate(sorted(pieces))}, unk_token="[UNK]")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = split
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-
-
-def encoder(**changes: object) -> VLMEncoder:
-    torch.manual_seed(0)
-    return VLMEncoder(tiny_config(**changes), word_tokenizer()).eval()
 
 
 def test_paper_vlm_has_the_specified_size() -> None:
@@ -161,6 +134,16 @@ def test_lora_trains_adapters_projector_and_queries_and_merges_exactly() -> None
     assert not any("lora_" in n for n, _ in vlm.named_parameters())
     torch.testing.assert_close(vlm(observation), before, rtol=1e-4, atol=1e-5)
     assert set(vlm.state_dict()) == set(encoder().state_dict())
+
+
+def test_added_lora_changes_nothing_at_first_and_is_the_only_one() -> None:
+    vlm, observation = encoder(), observe(2)
+    before = vlm(observation)
+    vlm.add_lora(2, 16.0)
+    assert (vlm.config.lora_rank, vlm.config.lora_alpha) == (2, 16.0)
+    torch.testing.assert_close(vlm(observation), before)
+    with pytest.raises(ConfigError, match="has LoRA of rank 2; merge it first"):
+        vlm.add_lora(2, 16.0)
 
 
 def test_folder_round_trip(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def pixels():
     return torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason="official tokenizer vectors are not at hand")
+@pytest.mark.skipif(not VECTORS.exists(), reason=f"{VECTORS} is not at hand")
 def test_official_vectors():
     with safe_open(VECTORS, "pt") as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping

@@ -1,9 +1,16 @@
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import vlarft
+from vlarft.data.statistics import Statistics
+from vlarft.engine import Sampling
 from vlarft.errors import CheckpointError, ShapeError, UnsupportedModelError
+from vlarft.models.folder import read_json
 from vlarft.models.layout import Layout
 from vlarft.models.presets import (
     LIBERO_ACTION_HIGH,
@@ -13,6 +20,17 @@ from vlarft.models.presets import (
     world_config,
 )
 from vlarft.models.world_model import WorldModel
+
+STATISTICS = Statistics(
+    action_q01=(-0.5, -0.5, -0.5, -0.2, -0.2, -0.2, -1.0),
+    action_q99=(0.5, 0.5, 0.5, 0.2, 0.2, 0.0, 1.0),
+    action_min=LIBERO_ACTION_LOW,
+    action_max=LIBERO_ACTION_HIGH,
+    proprioception_q01=(0.0,) * 8,
+    proprioception_q99=(1.0,) * 8,
+    episodes=3,
+    steps=30,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +105,85 @@ def test_unfit_parts_are_refused(world, tmp_path):
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="missing 9"):
         WorldModel.from_pretrained(tmp_path)
+
+
+def rewrite_layout(folder, **values):
+    path = folder / "layout.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"orientation": "mirrored"}, "orientation = 'mirrored': Input should be 'rotated-180' or"),
+        ({"frames": 0}, "frames 0"),
+        ({"sampling": {"top_p": 2}}, "sampling.top_p = 2"),
+        ({"action_units": "degrees"}, "action_units = 'degrees': Input should be 'raw' or"),
+        ({"action_units": "normalised"}, "'normalised' needs the statistics"),
+        ({"statistics": {"steps": 3}}, "keys action_max, action_min"),
+        ({"statistics": vars(STATISTICS), "orientation": "raw"}, "'rotated-180', must be one"),
+        (
+            {"statistics": vars(replace(STATISTICS, action_q01=[0.0] * 6))},
+            "statistics of 6 action entries, ranges of 7",
+        ),
+        ({"framez": 8}, "unknown key 'framez' (did you mean 'frames'?)"),
+    ],
+)
+def test_a_wrong_layout_is_one_line_with_its_file(world, tmp_path, values, words):
+    world.save_pretrained(tmp_path)
+    path = rewrite_layout(tmp_path, **values)
+    with pytest.raises(CheckpointError, match=re.escape(words)) as error:
+        WorldModel.from_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_layout_without_optional_keys_has_the_defaults(world, tmp_path):
+    world.save_pretrained(tmp_path)
+    path = tmp_path / "layout.json"
+    required = ("action_low", "action_high", "bins")
+    path.write_text(json.dumps({k: json.loads(path.read_text())[k] for k in required}))
+    assert Layout.read(path) == world.layout
+    assert world.layout.sampling.model_dump() == Sampling().model_dump(
+        include={"temperature", "top_p", "top_k", "noise"}
+    )
+
+
+def test_statistics_and_sampling_survive_the_file(tmp_path):
+    layout = Layout(
+        action_low=LIBERO_ACTION_LOW,
+        action_high=LIBERO_ACTION_HIGH,
+        sampling={"temperature": 0.5, "top_k": 7, "noise": "independent"},
+        statistics=STATISTICS,
+    )
+    layout.write(tmp_path / "layout.json")
+    assert Layout.read(tmp_path / "layout.json") == layout
+
+
+def test_normalised_units_normalise_before_binning():
+    ends = {"action_low": (-1.0,) * 7, "action_high": (1.0,) * 7, "bins": 4}
+    layout = Layout(action_units="normalised", statistics=STATISTICS, **ends)
+    raw = torch.tensor([[-0.5, 0.5, 0.1, 0.05, 0.2, -0.04, 0.3]])
+    assert layout.action_bins(raw).tolist() == [[0, 3, 2, 2, 3, 3, 3]]
+    assert Layout(**ends).action_bins(raw).tolist() == [[1, 3, 2, 2, 2, 1, 3]]
+
+
+def test_the_bundled_layout_says_what_it_was_trained_on():
+    checkpoints = Path(vlarft.__file__).parent / "assets" / "checkpoints"
+    layout = Layout.read(checkpoints / "world" / "layout.json")
+    assert layout.statistics is not None
+    assert layout.statistics.to_dict() == read_json(checkpoints / "policy" / "statistics.json")
+    assert layout.action_low == layout.statistics.action_min
+    assert layout.action_high == layout.statistics.action_max
+
+
+def test_the_orientation_is_read_back_and_compared(world, tmp_path):
+    world.save_pretrained(tmp_path)
+    rewrite_layout(tmp_path, orientation="raw")
+    layout = WorldModel.from_pretrained(tmp_path).layout
+    layout.require_orientation("raw", "the camera")
+    with pytest.raises(CheckpointError, match="orientation 'raw', the camera 'rotated-180'"):
+        layout.require_orientation("rotated-180", "the camera")
 
 
 def test_structured_embeddings_make_neighbours_similar():

@@ -1,17 +1,20 @@
 import json
+import re
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from tests.models.policy_helpers import vlm_encoder
 from tests.train.recordings import write_recordings
-from vlarft.config import load_config
+from vlarft.config import load_config, read_yaml
 from vlarft.data.libero import read_episodes
 from vlarft.data.windows import Windows
-from vlarft.errors import ConfigError, DataError
+from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.eval.world_model import METHODS
-from vlarft.models.flow_policy import FlowPolicy
+from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
 from vlarft.models.presets import build_tokenizer, build_world
 from vlarft.models.world_model import WorldModel
 from vlarft.train.adversary import Adversary
@@ -37,7 +40,7 @@ def metrics(run):
 
 
 def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
-    config = load_config(Pretraining, "tiny")
+    config = load_config(Pretraining, "tiny", ["tokenizer_training.adversarial_start=2"])
     folder = train_tokenizer(config, recordings, tmp_path / "a")
     world = WorldModel.from_pretrained(
         train_world_model(config, recordings, tmp_path / "b", folder)
@@ -46,6 +49,8 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert world.layout.action_high[6] == 1
     assert world.layout.action_low[6] == -1
     assert world.layout.orientation == policy.statistics.orientation == "rotated-180"
+    assert world.layout.action_units == "raw"
+    assert world.layout.statistics == policy.statistics
     final = metrics(tmp_path / "a")[-1]
     assert {"validation_psnr", "validation_psnr_moving", "validation_lpips"} <= final.keys()
     watched = metrics(tmp_path / "b")[-1]
@@ -71,6 +76,81 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert "moving_copy" not in last
     assert "policy step 4/4  loss " in "\n".join(progress)
     assert metrics(tmp_path / "c")[-1]["validation_action_l1"] > 0
+    figures = set().union(*(line for stage in "abc" for line in metrics(tmp_path / stage)))
+    figures = {name.removeprefix("validation_") for name in figures}
+    imagined = {name for name in figures if re.match("(psnr|ssim|lpips)_(all|moving)_", name)}
+    metrics_page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert {"adversarial", "psnr_moving_over_swapped"} <= figures
+    assert figures - imagined <= set(re.findall("`([a-z0-9_]+)`", metrics_page))
+
+
+def test_a_policy_starts_from_a_vlm_folder(recordings, tmp_path):
+    vlm = vlm_encoder()
+    vlm.save_pretrained(tmp_path / "vlm")
+    tiny = FlowPolicyConfig.preset("tiny").model_dump()
+    config = load_config(
+        Pretraining,
+        read_yaml("tiny") | {"policy": tiny | {"encoder": {"kind": "vlm", "lora_rank": 2}}},
+    )
+    with pytest.raises(ConfigError, match="pass --vlm FOLDER"):
+        train_policy(config, recordings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    folder = train_policy(config, recordings, tmp_path / "run", vlm=tmp_path / "vlm")
+    vlm_encoder(queries=4).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="written with other data"):
+        train_policy(config, recordings, tmp_path / "run", True, vlm=tmp_path / "other")
+    policy = FlowPolicy.from_pretrained(folder)
+    assert policy.encoder.tokenizer is not None
+    assert policy.encoder.config == vlm.config.model_copy(update={"lora_rank": 2})
+    trained = dict(policy.encoder.named_parameters())
+    assert any("lora_B" in name and value.any() for name, value in trained.items())
+    kept = policy.encoder.language.get_base_model().embed_tokens.weight
+    assert torch.equal(kept, vlm.language.embed_tokens.weight)
+    with pytest.raises(ConfigError, match="encoder is 'small'; choose a policy with a VLM"):
+        train_policy(
+            load_config(Pretraining, "tiny"), recordings, tmp_path / "b", vlm=tmp_path / "vlm"
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_paper_preset_is_the_published_recipe():
+    config = load_config(Pretraining, "paper")
+    tokenizer, world, policy = (
+        config.tokenizer_training,
+        config.world_model_training,
+        config.policy_training,
+    )
+    assert (tokenizer.learning_rate, tokenizer.steps, tokenizer.warmup_steps) == (
+        5e-4,
+        600_000,
+        5000,
+    )
+    assert (tokenizer.lpips_net, tokenizer.lpips_weight, tokenizer.adversarial_weight) == (
+        "vgg",
+        1,
+        0.1,
+    )
+    assert (tokenizer.frames_per_window, tokenizer.adversarial_start) == (7, 10_000)
+    assert (world.learning_rate, world.steps, world.warmup_steps) == (5e-5, 150_000, 5000)
+    assert (world.schedule, world.weight_decay, world.batch_size) == ("constant", 0, 32)
+    assert policy.steps == 150_000
+    paper = FlowPolicyConfig.preset("paper")
+    lora = paper.encoder.model_copy(update={"lora_rank": 64})
+    assert config.policy_config() == paper.model_copy(update={"encoder": lora})
+
+
+def test_noops_are_dropped_when_asked(recordings, tmp_path):
+    still = tmp_path / "still_demo.hdf5"
+    still.write_bytes(recordings[0].read_bytes())
+    with h5py.File(still, "a") as file:
+        file["data/demo_0/actions"][3, :6] = 0
+        file["data/demo_0/actions"][2:4, 6] = 0.5
+    steps = []
+    for drop in (False, True):
+        config = load_config(Pretraining, "tiny", [f"drop_noops={drop}", "policy_training.steps=1"])
+        folder = train_policy(config, [still], tmp_path / str(drop))
+        steps.append(FlowPolicy.from_pretrained(folder).statistics.steps)
+    assert steps == [24, 23]
 
 
 def test_a_data_set_without_validation_is_refused(recordings, tmp_path):

@@ -29,6 +29,9 @@ from vlarft.terminal import JsonFile, write_result
 app = typer.Typer(no_args_is_help=True, help="LIBERO demonstrations: look, cut, draw, measure.")
 
 Paths = Annotated[list[Path], typer.Argument(help="HDF5 files or folders of them.")]
+DropNoops = Annotated[
+    bool, typer.Option("--drop-noops", help="Leave out actions that do nothing: docs/data.md.")
+]
 Camera = Annotated[str, typer.Option(help="agentview_rgb or eye_in_hand_rgb.")]
 
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
@@ -55,6 +58,7 @@ def subset_command(
     train: Annotated[int, typer.Option(help="Training episodes of each file.")] = 3,
     val: Annotated[int, typer.Option(help="Validation episodes of each file.")] = 2,
     camera: Camera = "agentview_rgb",
+    drop_noops: DropNoops = False,
     limit_mb: Annotated[
         float | None, typer.Option(help="Refuse a larger result, in 10^6 bytes.")
     ] = None,
@@ -72,6 +76,7 @@ def subset_command(
             train,
             val,
             camera=camera,
+            drop_noops=drop_noops,
             limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
             overwrite=overwrite,
             progress=progress,
@@ -132,6 +137,7 @@ def render_command(
 def stats_command(
     paths: Paths,
     split: Annotated[str, typer.Option(help="train, val or all.")] = "train",
+    drop_noops: DropNoops = False,
     json_file: JsonFile = None,
 ) -> None:
     """Quantiles and ranges of actions and proprioception, as models store them.
@@ -142,7 +148,8 @@ def stats_command(
     if split not in chosen:
         raise ConfigError(f"--split {split}; allowed: {', '.join(chosen)}")
     with _files_progress("reading") as progress:
-        statistics = compute_statistics(read_episodes(paths, chosen[split], progress=progress))
+        episodes = read_episodes(paths, chosen[split], drop_noops=drop_noops, progress=progress)
+        statistics = compute_statistics(episodes)
     _result(statistics.to_dict(), json_file, lambda: _statistics_table(statistics, split))
 
 

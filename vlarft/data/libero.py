@@ -235,15 +235,7 @@ def _read_file(
             name for name in episode_names(data) if split in (None, episode_split(file, data, name))
         ]
         for name in names[:limit]:
-            frames, proprioception, actions = _read_arrays(file, data, name, camera)
-            if drop_noops:
-                kept = np.flatnonzero(~noops(actions))
-                if not len(kept):
-                    raise DataError(
-                        f"{file}: key 'data/{name}/actions' holds no-ops only; keep no-ops"
-                    )
-                seen = np.append(kept, len(actions))
-                frames, proprioception, actions = frames[seen], proprioception[seen], actions[kept]
+            frames, proprioception, actions = read_arrays(file, data, name, camera, drop_noops)
             attributes = data[name].attrs
             yield Episode(
                 name=name,
@@ -260,11 +252,28 @@ def _read_file(
             )
 
 
-def _read_arrays(
+def read_arrays(
+    file: Path, data: h5py.Group, name: str, camera: str, drop_noops: bool = False
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Frames in the file's rows, proprioception and actions, paired as in `Episode`.
+
+    Raises:
+        DataError: as `read_episodes`.
+    """
+    frames, proprioception, actions = _read_paired(file, data, name, camera)
+    if not drop_noops:
+        return frames, proprioception, actions
+    kept = np.flatnonzero(~noops(actions))
+    if not len(kept):
+        raise DataError(f"{file}: key 'data/{name}/actions' holds no-ops only; keep no-ops")
+    seen = np.append(kept, len(actions))
+    return frames[seen], proprioception[seen], actions[kept]
+
+
+def _read_paired(
     file: Path, data: h5py.Group, name: str, camera: str
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Frames in the file's rows, proprioception and actions, paired as in `Episode`."""
-    actions = _read_floats(file, data, f"{name}/actions", ACTION_SIZE)
+    actions = read_floats(file, data, f"{name}/actions", ACTION_SIZE).astype(np.float32)
     if not len(actions):
         raise DataError(f"{file}: key 'data/{name}/actions' has no steps; remove this episode")
     frames = _read_array(file, data, f"{name}/obs/{camera}")
@@ -274,7 +283,10 @@ def _read_arrays(
             f"{file}: key '{key}' is {frames.dtype} {list(frames.shape)}; "
             "expected uint8 [frames, H, W, 3]"
         )
-    parts = [_read_floats(file, data, f"{name}/obs/{part}", size) for part, size in PROPRIOCEPTION]
+    parts = [
+        read_floats(file, data, f"{name}/obs/{part}", size).astype(np.float32)
+        for part, size in PROPRIOCEPTION
+    ]
     for (part, _), values in zip(PROPRIOCEPTION, parts, strict=True):
         if len(values) != len(frames):
             raise DataError(
@@ -316,7 +328,8 @@ def _read_array(file: Path, data: h5py.Group, key: str) -> npt.NDArray[Any]:
     dataset = data.get(key)
     if not isinstance(dataset, h5py.Dataset):
         episode = data[key.partition("/")[0]]
-        if isinstance(episode, h5py.Group) and "states" in episode and "obs" not in episode:
+        states_only = isinstance(episode, h5py.Group) and "states" in episode
+        if states_only and "obs" not in episode and "/obs/" in key:
             raise DataError(
                 f"{file}: key 'data/{key}' is missing, the file holds simulator states without "
                 "pictures; draw them with: vlarft data render"
@@ -334,19 +347,32 @@ def _read_array(file: Path, data: h5py.Group, key: str) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def _read_floats(file: Path, data: h5py.Group, key: str, size: int) -> npt.NDArray[np.float32]:
+def read_floats(
+    file: Path, data: h5py.Group, key: str, size: int | None = None
+) -> npt.NDArray[np.floating]:
+    """An array [steps, size] of finite numbers, in the file's precision.
+
+    Args:
+        file: named in errors.
+        data: group `data` of the file.
+        key: of the array within `data`, e.g. "demo_0/actions".
+        size: entries of a row, None for any.
+
+    Raises:
+        DataError: the array is missing, damaged, of another shape or type, NaN or infinite.
+    """
     values = _read_array(file, data, key)
-    if values.dtype.kind != "f" or values.ndim != 2 or values.shape[1] != size:
+    if values.dtype.kind != "f" or values.ndim != 2 or values.shape[1] != (size or values.shape[1]):
         raise DataError(
             f"{file}: key 'data/{key}' is {values.dtype} {list(values.shape)}; "
-            f"expected floating point [steps, {size}]"
+            f"expected floating point [steps, {size or 'entries'}]"
         )
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise DataError(
             f"{file}: key 'data/{key}' is NaN or infinite in row {bad[0]}; remove this episode"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def observation_time(data: h5py.Group) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vlarft.data.libero import ACTION_SIZE, episode_names, open_libero, read_floats
 from vlarft.data.simulator import Simulator
 from vlarft.errors import DataError
 
@@ -46,7 +47,7 @@ def render_file(
         Number of episodes and of frames written.
 
     Raises:
-        DataError: the source is not a file of recorded states.
+        DataError: the source is damaged or not a file of recorded states; names file and key.
         BackendError: LIBERO's simulator or OpenGL is not available.
     """
     if not 16 <= size <= 1024:
@@ -54,18 +55,20 @@ def render_file(
     for camera in cameras:
         if camera not in CAMERA_FIELD:
             raise DataError(f"unknown camera '{camera}'; allowed: {', '.join(CAMERA_FIELD)}")
-    try:
-        recording = h5py.File(source, "r")
-    except OSError as error:
-        raise DataError(f"{source}: not a readable HDF5 file ({error})") from error
-    with recording:
-        meta = _source_attributes(recording, source)
+    with open_libero(source) as recording:
+        meta = _source_attributes(recording["data"], source)
+        width = _check_episodes(recording["data"], source)
+    simulator = Simulator(str(meta["suite"]), int(meta["task_id"]), size)
+    if width != simulator.state_size:
+        raise DataError(
+            f"{source}: states of {width} numbers; task {meta['task_id']} of {meta['suite']} "
+            f"has {simulator.state_size}; draw them with the LIBERO they were recorded with"
+        )
     partial = destination.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     frames = 0
     with h5py.File(source, "r") as recording, h5py.File(partial, "w") as out:
-        simulator = Simulator(str(meta["suite"]), int(meta["task_id"]), size)
-        names = sorted(recording["data"], key=lambda key: int(key.split("_")[1]))[:limit]
+        names = episode_names(recording["data"])[:limit]
         group = out.create_group("data")
         for done, name in enumerate(names, start=1):
             frames += _render_episode(
@@ -174,29 +177,44 @@ def _draw(
     return render_file(source, target, size, cameras, limit, report)
 
 
-def _source_attributes(recording: h5py.File, source: Path) -> dict[str, Any]:
-    if "data" not in recording or not len(recording["data"]):
-        raise DataError(
-            f"{source}: key 'data' is missing or empty; expected recorded LIBERO states"
-        )
-    meta = dict(recording["data"].attrs)
+def _source_attributes(data: h5py.Group, source: Path) -> dict[str, Any]:
+    meta = dict(data.attrs)
     for key in ("suite", "task_id", "task", "language"):
         if key not in meta:
             raise DataError(
                 f"{source}: attribute 'data.{key}' is missing; expected recorded LIBERO states"
             )
-    for name, episode in recording["data"].items():
-        for key in ("states", "actions"):
-            if key not in episode:
-                raise DataError(
-                    f"{source}: key 'data/{name}/{key}' is missing; expected recorded LIBERO states"
-                )
-        if len(episode["states"]) != len(episode["actions"]) + 1:
-            raise DataError(
-                f"{source}: key 'data/{name}/states' has {len(episode['states'])} rows for "
-                f"{len(episode['actions'])} actions; expected one more state than actions"
-            )
+    if not isinstance(meta["task_id"], int | np.integer) or meta["task_id"] < 0:
+        raise DataError(
+            f"{source}: attribute 'data.task_id' is {meta['task_id']!r}; "
+            "expected a whole number, 0 or more"
+        )
     return meta
+
+
+def _check_episodes(data: h5py.Group, source: Path) -> int:
+    """Read every array, so that nothing is drawn of a damaged file; numbers of a state."""
+    widths: dict[str, int] = {}
+    for name in episode_names(data):
+        states = read_floats(source, data, f"{name}/states")
+        actions = read_floats(source, data, f"{name}/actions", ACTION_SIZE)
+        if not len(actions):
+            raise DataError(
+                f"{source}: key 'data/{name}/actions' has no steps; remove this episode"
+            )
+        if len(states) != len(actions) + 1:
+            raise DataError(
+                f"{source}: key 'data/{name}/states' has {len(states)} rows for "
+                f"{len(actions)} actions; expected one more state than actions"
+            )
+        widths[name] = states.shape[1]
+        first, width = next(iter(widths.items()))
+        if widths[name] != width:
+            raise DataError(
+                f"{source}: key 'data/{name}/states' has {widths[name]} numbers a state, "
+                f"'data/{first}/states' has {width}; expected states of one simulator"
+            )
+    return width
 
 
 def _render_episode(

@@ -72,7 +72,10 @@ class Simulator:
         if suite not in suites:
             raise DataError(f"unknown LIBERO suite '{suite}'; allowed: {', '.join(sorted(suites))}")
         with contextlib.redirect_stdout(io.StringIO()):
-            task = suites[suite]().get_task(task_id)
+            try:
+                task = suites[suite]().get_task(task_id)
+            except IndexError as error:
+                raise DataError(f"LIBERO suite '{suite}' has no task {task_id}") from error
             bddl = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
             self._env = control_env(
                 bddl_file_name=str(bddl),
@@ -101,6 +104,12 @@ class Simulator:
             0,
             1,
         )  # visual meshes, not collision shapes
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of a state: time, qpos, qvel."""
+        model = self._env.sim.model._model
+        return 1 + int(model.nq) + int(model.nv)
 
     def set_state(self, state: Float64Array) -> None:
         """Put the simulator in a recorded state [time, qpos, qvel]; no physics is stepped."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from vlarft.data.libero import (
     CAMERAS,
@@ -15,6 +17,7 @@ from vlarft.data.libero import (
     episode_split,
     find_files,
     open_libero,
+    read_arrays,
     read_episodes,
 )
 from vlarft.errors import DataError
@@ -44,6 +47,7 @@ def subset_files(
     val: int = 2,
     *,
     camera: str = "agentview_rgb",
+    drop_noops: bool = False,
     limit_bytes: int | None = None,
     overwrite: bool = False,
     progress: Callable[[Path, int, int], None] | None = None,
@@ -51,7 +55,8 @@ def subset_files(
     """Copy the first episodes of each split of each file.
 
     Kept: actions, the camera's frames, proprioception and every attribute, bit for bit. Left out:
-    simulator states, joint states, other cameras.
+    simulator states, joint states, other cameras. Without no-ops an episode is written as it is
+    read: float32, with the observation before each action kept and the one after the last.
 
     Args:
         paths: LIBERO HDF5 files or folders of them.
@@ -59,6 +64,7 @@ def subset_files(
         train: training episodes of each file, 0 or more.
         val: validation episodes of each file, 0 or more.
         camera: "agentview_rgb" or "eye_in_hand_rgb".
+        drop_noops: leave out actions that do nothing, as `read_episodes` does.
         limit_bytes: refuse a larger result, None for any size.
         overwrite: replace files that exist.
         progress: called with (file, files done, files in all) after each file.
@@ -88,7 +94,7 @@ def subset_files(
     written: list[SubsetFile] = []
     try:
         for source, target, partial in zip(sources, targets, partials, strict=True):
-            names = _copy(source, partial, {"train": train, "val": val}, camera)
+            names = _copy(source, partial, {"train": train, "val": val}, camera, drop_noops)
             written.append(SubsetFile(target, names, partial.stat().st_size))
             if progress:
                 progress(target, len(written), len(sources))
@@ -109,21 +115,44 @@ def subset_files(
     return written
 
 
-def _copy(source: Path, target: Path, wanted: dict[str, int], camera: str) -> tuple[str, ...]:
+def _copy(
+    source: Path, target: Path, wanted: dict[str, int], camera: str, drop_noops: bool
+) -> tuple[str, ...]:
     # "latest" is HDF5 1.10 or newer: its chunk index makes these files a tenth smaller.
     with open_libero(source) as handle, h5py.File(target, "w", libver="latest") as out:
         data, copy = handle["data"], out.create_group("data")
+        copy.attrs.update(data.attrs)
         names = _choose(source, data, wanted)
         steps = 0
         for name in names:
             episode = copy.create_group(name)
             episode.attrs.update(data[name].attrs)
-            for key in ("actions", *(f"obs/{part}" for part, _ in PROPRIOCEPTION), f"obs/{camera}"):
-                _copy_array(source, data, f"{name}/{key}", copy)
+            if drop_noops:
+                _copy_without_noops(source, data, name, camera, episode)
+            else:
+                for key in ("actions", *_observed(camera)):
+                    _write_array(episode, key, _read_array(source, data, f"{name}/{key}"))
             steps += len(episode["actions"])
-        copy.attrs.update(data.attrs)
         copy.attrs.update(num_demos=len(names), total=steps)
+        if drop_noops:
+            copy.attrs["observation"] = "before action"
     return tuple(names)
+
+
+def _observed(camera: str) -> tuple[str, ...]:
+    return (*(f"obs/{part}" for part, _ in PROPRIOCEPTION), f"obs/{camera}")
+
+
+def _copy_without_noops(
+    source: Path, data: h5py.Group, name: str, camera: str, episode: h5py.Group
+) -> None:
+    frames, proprioception, actions = read_arrays(source, data, name, camera, drop_noops=True)
+    ends = np.cumsum([size for _, size in PROPRIOCEPTION])[:-1]
+    arrays: list[npt.NDArray[Any]] = [actions, *np.split(proprioception, ends, axis=1), frames]
+    for key, values in zip(("actions", *_observed(camera)), arrays, strict=True):
+        _write_array(episode, key, values)
+    if "num_samples" in episode.attrs:
+        episode.attrs["num_samples"] = len(actions)
 
 
 def _choose(source: Path, data: h5py.Group, wanted: dict[str, int]) -> list[str]:
@@ -139,7 +168,7 @@ def _choose(source: Path, data: h5py.Group, wanted: dict[str, int]) -> list[str]
     return [name for name in episode_names(data) if name in chosen]
 
 
-def _copy_array(source: Path, data: h5py.Group, key: str, copy: h5py.Group) -> None:
+def _read_array(source: Path, data: h5py.Group, key: str) -> npt.NDArray[Any]:
     if key not in data:
         raise DataError(f"{source}: key 'data/{key}' is missing; expected LIBERO's layout")
     try:
@@ -149,10 +178,14 @@ def _copy_array(source: Path, data: h5py.Group, key: str, copy: h5py.Group) -> N
         raise DataError(f"{source}: key 'data/{key}' cannot be read ({reason})") from error
     if not values.size:
         raise DataError(f"{source}: key 'data/{key}' is empty; remove this episode")
+    return values
+
+
+def _write_array(episode: h5py.Group, key: str, values: npt.NDArray[Any]) -> None:
     # A chunk spans all frames, so Deflate finds still pixels in the frame before: 97 KB an episode
     # at 64 px instead of 907 KB frame by frame; small tiles shorten the distances it must encode.
     image = values.ndim == 4
-    copy.create_dataset(
+    episode.create_dataset(
         key,
         data=values,
         chunks=_tiles(values.shape) if image else values.shape,

@@ -497,22 +497,37 @@ class FlowPolicy(nn.Module):
 
 
 def build_policy(
-    preset: str | FlowPolicyConfig, statistics: Statistics, seed: int = 0
+    preset: str | FlowPolicyConfig,
+    statistics: Statistics,
+    seed: int = 0,
+    vlm: VLMEncoder | None = None,
 ) -> FlowPolicy:
-    """A policy with random weights that depend on the seed alone.
+    """A policy with random weights that depend on the seed alone, a given VLM apart.
 
     Args:
         preset: `tiny`, `small`, `paper`, or a configuration.
         statistics: of the training data.
         seed: of the initial weights; the global random state is left as it was.
+        vlm: a pre-trained context encoder; its sizes win over the configuration's, and it gets LoRA
+            adapters when the configuration asks for some and it has none.
 
     Raises:
-        ConfigError: no preset of that name.
+        ConfigError: no preset of that name, or a VLM for a policy without one.
     """
     config = FlowPolicyConfig.preset(preset) if isinstance(preset, str) else preset
+    wanted = config.encoder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FlowPolicy(config, statistics)
+        if vlm is None:
+            return FlowPolicy(config, statistics)
+        if not isinstance(wanted, VLMConfig):
+            raise ConfigError(
+                f"a VLM was given, but the policy's encoder is '{wanted.kind}'; "
+                "choose a policy with a VLM, such as --config paper"
+            )
+        if wanted.lora_rank and not vlm.config.lora_rank:
+            vlm.add_lora(wanted.lora_rank, wanted.lora_alpha)
+        return FlowPolicy(config.model_copy(update={"encoder": vlm.config}), statistics, vlm)
 
 
 def _build_encoder(config: SmallEncoderConfig | VLMConfig) -> SmallEncoder | VLMEncoder:

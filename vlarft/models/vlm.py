@@ -152,8 +152,7 @@ class VLMEncoder(nn.Module):
         self.action_queries = nn.Embedding(config.queries, self.width)
         nn.init.normal_(self.action_queries.weight, std=0.02)
         if config.lora_rank:
-            for name in ("dino", "siglip", "language"):
-                setattr(self, name, _with_lora(getattr(self, name), config))
+            self._wrap_networks()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, attention: Attention | None = None) -> Self:
@@ -190,6 +189,25 @@ class VLMEncoder(nn.Module):
     def tokens(self) -> int:
         """Context tokens S of a scene: patches, then queries."""
         return self.config.patches + self.config.queries
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Freeze the three networks under new LoRA adapters, which change nothing at first.
+
+        Args:
+            rank: of the adapters, 1 or more.
+            alpha: their scale is `alpha / rank`.
+
+        Raises:
+            ConfigError: there are adapters already.
+        """
+        if self.config.lora_rank:
+            raise ConfigError(f"vlm: has LoRA of rank {self.config.lora_rank}; merge it first")
+        self.config = self.config.model_copy(update={"lora_rank": rank, "lora_alpha": alpha})
+        self._wrap_networks()
+
+    def _wrap_networks(self) -> None:
+        for name in ("dino", "siglip", "language"):
+            setattr(self, name, _with_lora(getattr(self, name), self.config))
 
     def merge_lora(self) -> None:
         """Add the LoRA updates to the weights and drop the adapters; a no-op without LoRA."""

@@ -93,7 +93,7 @@ class WorldModel(nn.Module):
             raise ShapeError(
                 f"actions must be [...,{self.layout.action_dim}], got {list(actions.shape)}"
             )
-        return self.layout.binner().bins(actions) + self.action_offset
+        return self.layout.action_bins(actions) + self.action_offset
 
     def sequence_ids(self, context: Tensor, frames: Tensor, actions: Tensor) -> Tensor:
         """Tokens [B,K0], [B,1+T,K] and raw actions [B,T,A] -> ids int64 [B, sequence_length(T)].

@@ -12,13 +12,14 @@ from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
 from vlarft.data.windows import Windows, data_fingerprint
 from vlarft.engine.resolve import resolve_device
-from vlarft.errors import DataError
+from vlarft.errors import ConfigError, DataError
 from vlarft.eval.world_model import check_windows, evaluate_world_model
 from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicyConfig
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
 from vlarft.models.small_encoder import SmallEncoderConfig
 from vlarft.models.tokenizer import Tokenizer
+from vlarft.models.vlm import VLMConfig, VLMEncoder
 from vlarft.models.world_model import WorldModel
 from vlarft.progress import progress_bar
 from vlarft.report.build import write_report
@@ -50,6 +51,7 @@ class Pretraining(Config):
     tokenizer_training: TokenizerTraining = TokenizerTraining()
     world_model_training: WorldModelTraining = WorldModelTraining()
     policy_training: PolicyTraining = PolicyTraining()
+    drop_noops: bool = False  # leave out actions that do nothing (docs/data.md)
 
     def policy_config(self) -> FlowPolicyConfig:
         """The policy's configuration."""
@@ -113,6 +115,9 @@ def policy_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    vlm: Annotated[
+        Path | None, typer.Option(help="Folder of a pre-trained VLM; a policy with a VLM needs it.")
+    ] = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -120,7 +125,7 @@ def policy_command(
 
     Example: vlarft train policy --data rendered/libero_object --run runs/policy
     """
-    train_policy(_pretraining(config, settings), data, run, resume, device)
+    train_policy(_pretraining(config, settings), data, run, resume, device, vlm)
     _done(run, json_file)
 
 
@@ -136,7 +141,7 @@ def train_tokenizer(
     from vlarft.train.tokenizer import TokenizerTask
 
     place = resolve_device(device)
-    training, validation = _windows(data, config.model.frames)
+    training, validation = _windows(data, config)
     resolution = config.model.tokenizer.resolution
     _check_resolution((training, validation), resolution, "the configured tokenizer")
     settings = config.tokenizer_training
@@ -170,7 +175,7 @@ def train_world_model(
     from vlarft.models.layout import Layout
 
     place = resolve_device(device)
-    training, validation = _windows(data, config.model.frames)
+    training, validation = _windows(data, config)
     settings = config.world_model_training
     tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(place)
     resolution = tokenizer.config.resolution
@@ -187,10 +192,8 @@ def train_world_model(
         action_low=(*statistics.action_min[:-1], -1.0),
         action_high=(*statistics.action_max[:-1], 1.0),
         orientation=statistics.orientation,
-        provenance={
-            "data": {"episodes": statistics.episodes, "steps": statistics.steps},
-            "training": settings.model_dump(mode="json"),
-        },
+        statistics=statistics,
+        provenance={"training": settings.model_dump(mode="json")},
     )
     ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
     world = WorldModel(
@@ -284,9 +287,14 @@ def _check_resolution(parts: tuple[Windows, Windows], resolution: int, where: st
 
 
 def train_policy(
-    config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
+    config: Pretraining,
+    data: list[Path],
+    run: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    vlm: Path | None = None,
 ) -> Path:
-    """Train a policy by behaviour cloning and write `run/policy`.
+    """Train a policy by behaviour cloning, from a VLM folder when given, and write `run/policy`.
 
     Raises:
         BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
@@ -297,14 +305,18 @@ def train_policy(
     from vlarft.train.policy import PolicyTask
 
     place = resolve_device(device)
-    training, validation = _windows(data, config.model.frames)
     settings, sizes = config.policy_training, config.policy_config()
+    encoder = _pretrained_vlm(sizes, vlm)
+    training, validation = _windows(data, config)
     if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
         _check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
     model = {"policy": sizes.model_dump(mode="json"), "model": {"frames": config.model.frames}}
     origin = _origin(model, "policy_training", settings, training, validation)
+    if encoder is not None:
+        origin.data["vlm"] = weights_fingerprint(encoder)
+    statistics = compute_statistics(training.episodes)
+    policy = build_policy(sizes, statistics, settings.seed, encoder).to(place)
     _open(run, resume, origin, config)
-    policy = build_policy(sizes, compute_statistics(training.episodes), settings.seed).to(place)
     task = PolicyTask(policy, settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="policy")
     policy.load_state_dict(result.weights)
@@ -313,20 +325,31 @@ def train_policy(
     return run / "policy"
 
 
+def _pretrained_vlm(wanted: FlowPolicyConfig, folder: Path | None) -> VLMEncoder | None:
+    if folder is not None:
+        attention = wanted.encoder.attention if isinstance(wanted.encoder, VLMConfig) else None
+        return VLMEncoder.from_pretrained(folder, attention)
+    if isinstance(wanted.encoder, VLMConfig):
+        raise ConfigError(
+            "this policy has a VLM, which is not trained from scratch; pass --vlm FOLDER"
+        )
+    return None
+
+
 def _pretraining(name: str, settings: list[str] | None) -> Pretraining:
     return load_config(Pretraining, name, settings or [])
 
 
-def _windows(data: list[Path], frames: int) -> tuple[Windows, Windows]:
+def _windows(data: list[Path], config: Pretraining) -> tuple[Windows, Windows]:
     from vlarft.data.libero import read_episodes
 
     splits = []
     for split in ("train", "val"):
-        episodes = read_episodes(data, split=split)
+        episodes = read_episodes(data, split=split, drop_noops=config.drop_noops)
         if not episodes:
             where = ", ".join(map(str, data))
             raise DataError(f"{where}: no episode of split '{split}'; both splits are needed")
-        splits.append(Windows(episodes, frames))
+        splits.append(Windows(episodes, config.model.frames))
     return splits[0], splits[1]
 
 

@@ -25,6 +25,7 @@ class MockScenes:
 class MockResult:
     l1: Tensor
     perceptual: Tensor
+    stats: dict
 
 
 class MockWorld(nn.Module):
@@ -80,7 +81,7 @@ class MockEngine:
             target = reference.mean((-3, -2, -1))[:, None, :, None]
         l1 = (imagined - target).abs().mean(-1)
         l1 = l1 if times is None else l1[..., times]
-        return MockResult(l1, 0.5 * l1)
+        return MockResult(l1, 0.5 * l1, {"frames": l1.numel(), "frames_deduplicated": 0})
 
     @staticmethod
     def _imagine(actions: Tensor) -> Tensor:

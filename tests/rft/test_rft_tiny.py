@@ -19,6 +19,7 @@ from vlarft.metrics import read_metrics
 from vlarft.models.flow_policy import FlowPolicy, build_policy
 from vlarft.models.presets import build_world
 from vlarft.rft.config import RFTConfig
+from vlarft.rft.judge import judge
 from vlarft.rft.run import RunResult, run_rft
 from vlarft.rft.trainer import Trainer
 
@@ -156,3 +157,17 @@ def test_killed_at_an_unknown_moment_and_resumed_equals_uninterrupted(tmp_path):
         for folder in (lines, tmp_path / "straight" / "metrics.jsonl")
     ]
     assert metrics[0] == metrics[1]
+
+
+def test_equal_frames_are_counted(tmp_path):
+    """Rollouts of equal actions are one imagination: of 4 members a scene, 3 need no rendering."""
+    config = configure("steps=1", "rollouts=3")
+    engine = make_engine()
+    batch = windows(0).batch(torch.arange(2))
+    scenes = engine.encode(batch.frames[:, 0])
+    actions = batch.actions[:, None].expand(-1, 3, -1, -1)
+    found = judge(engine, scenes, actions, batch, config, seeds=[0], scale=torch.ones(7))
+    assert found.deduplicated == pytest.approx(3 / 4)
+    run(tmp_path, "steps=1")
+    (step,) = (m for m in read_metrics(tmp_path / "metrics.jsonl") if "reward_mean" in m)
+    assert 0 <= step["frames_deduplicated"] < 1

@@ -48,11 +48,14 @@ class Outcome:
     Attributes:
         distance: float32 [P, N] on the CPU; the reward is its negative.
         l1, perceptual: means over everything, or None when nothing was imagined.
+        deduplicated: share of frames that equal another one of their scene and were rendered with
+            it, or None.
     """
 
     distance: Tensor
     l1: float | None
     perceptual: float | None
+    deduplicated: float | None
 
 
 def judge(
@@ -79,7 +82,7 @@ def judge(
     expert = batch.actions.to(actions.device)
     if config.reward.kind == "actions" or scenes is None:
         distance = action_distance(actions, expert[:, None], scale.to(actions.device))
-        return Outcome(distance.cpu(), None, None)
+        return Outcome(distance.cpu(), None, None, None)
     sampling = make_sampling(config.sampling)
     chosen = config.reward.frames
     times = None if chosen is None else [number - 1 for number in chosen]
@@ -92,4 +95,5 @@ def judge(
         )
     l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
     distance = rollout_distance(l1, perceptual, config.reward)
-    return Outcome(distance, float(l1.mean()), float(perceptual.mean()))
+    deduplicated = result.stats["frames_deduplicated"] / result.stats["frames"]
+    return Outcome(distance, float(l1.mean()), float(perceptual.mean()), deduplicated)

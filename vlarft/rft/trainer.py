@@ -162,6 +162,7 @@ class Trainer:
             "distance": float(outcome.distance.mean()),
             "l1": outcome.l1,
             "perceptual": outcome.perceptual,
+            "frames_deduplicated": outcome.deduplicated,
             "action_spread": float(proposal.actions.std(1).mean()),
             "action_l1": float(
                 (proposal.actions - batch.actions[:, None].to(self.device)).abs().mean()

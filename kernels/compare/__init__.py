@@ -1,0 +1,1 @@
+"""Kernels of the compare stage; importing this package imports none of them."""

@@ -7,8 +7,9 @@
 `added` is a bias of the convolution before, which that convolution then need not add: GroupNorm of
 x + added is taken without x + added ever being written.
 
-A program owns one group of one image and reads its tiles twice, in order, in float64.
-Bytes: 16 B T C read, half of it from the cache, 8 B C written. Operations: about 6 B T C.
+A program owns some groups of one image, together a line of the cache wide, and reads their tiles
+twice, in order, in float64. Bytes: 16 B T C read, half of it from the cache, 8 B C written.
+Operations: about 6 B T C.
 """
 
 import torch
@@ -21,6 +22,7 @@ from vlarft.kernels.checks import FLOAT32, check
 from vlarft.kernels.decode.moments import Moments
 
 _ELEMENTS = 1024  # of a block of tiles and channels: 8 float64 a thread at 4 warps
+_CHANNELS = 32  # 128 bytes
 
 
 @triton.jit
@@ -38,39 +40,42 @@ def _merge_kernel(
     eps,
     ADDED: tl.constexpr,
     TILES: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, CHANNELS)
-    channel = tl.program_id(1) * group_width + lane
-    mine = lane < group_width
-    added = tl.zeros([CHANNELS], tl.float64)
+    lane = tl.arange(0, LANES)[None, :]
+    first_channel = (tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[:, None]) * group_width
+    channel = first_channel + lane
+    mine = (lane < group_width) & (first_channel < width)
+    added = tl.zeros([GROUPS, LANES], tl.float64)
     if ADDED:
         added += tl.load(added_ptr + channel, mask=mine, other=0.0).to(tl.float64)
     elements = tl.cast(pixels, tl.float64) * group_width
-    total = tl.zeros([CHANNELS], tl.float64)
+    start = moments_ptr + image * tiles * 2 * width + channel[None, :, :]
+    total = tl.zeros([GROUPS, LANES], tl.float64)
     for first in range(0, tiles, TILES):
-        tile = first + tl.arange(0, TILES)
-        inside = (tile < tiles)[:, None] & mine[None, :]
+        tile = first + tl.arange(0, TILES)[:, None, None]
+        inside = (tile < tiles) & mine[None, :, :]
         count = tl.minimum(pixels - tile * tile_pixels, tile_pixels).to(tl.float64)
-        at = moments_ptr + (image * tiles + tile[:, None]) * 2 * width + channel[None, :]
-        mean = tl.load(at, mask=inside, other=0.0).to(tl.float64) + added[None, :]
-        total += tl.sum(tl.where(inside, mean * count[:, None], 0.0), axis=0)
-    middle = tl.sum(total, axis=0) / elements
-    squares = tl.zeros([CHANNELS], tl.float64)
+        mean = tl.load(start + tile * 2 * width, mask=inside, other=0.0).to(tl.float64)
+        total += tl.sum(tl.where(inside, (mean + added[None, :, :]) * count, 0.0), axis=0)
+    middle = tl.sum(total, axis=1) / elements
+    squares = tl.zeros([GROUPS, LANES], tl.float64)
     for first in range(0, tiles, TILES):
-        tile = first + tl.arange(0, TILES)
-        inside = (tile < tiles)[:, None] & mine[None, :]
+        tile = first + tl.arange(0, TILES)[:, None, None]
+        inside = (tile < tiles) & mine[None, :, :]
         count = tl.minimum(pixels - tile * tile_pixels, tile_pixels).to(tl.float64)
-        at = moments_ptr + (image * tiles + tile[:, None]) * 2 * width + channel[None, :]
-        away = tl.load(at, mask=inside, other=0.0).to(tl.float64) + added[None, :] - middle
+        at = start + tile * 2 * width
+        away = tl.load(at, mask=inside, other=0.0).to(tl.float64)
+        away += added[None, :, :] - middle[None, :, None]
         own = tl.load(at + width, mask=inside, other=0.0).to(tl.float64)
-        squares += tl.sum(tl.where(inside, own + away * away * count[:, None], 0.0), axis=0)
-    deviation = tl.sqrt(tl.sum(squares, axis=0) / elements + eps)
+        squares += tl.sum(tl.where(inside, own + away * away * count, 0.0), axis=0)
+    deviation = tl.sqrt(tl.sum(squares, axis=1) / elements + eps)
     weight = tl.load(weight_ptr + channel, mask=mine, other=0.0).to(tl.float64)
     out = image * width + channel
-    tl.store(scale_ptr + out, (weight / deviation).to(tl.float32), mask=mine)
-    tl.store(center_ptr + out, (middle - added).to(tl.float32), mask=mine)
+    tl.store(scale_ptr + out, (weight / deviation[:, None]).to(tl.float32), mask=mine)
+    tl.store(center_ptr + out, (middle[:, None] - added).to(tl.float32), mask=mine)
 
 
 def merge(
@@ -103,8 +108,9 @@ def merge(
     center = torch.empty(images, width, device=values.device)
     scale = torch.empty_like(center)
     group_width = width // groups
-    channels = triton.next_power_of_2(group_width)
-    _merge_kernel[(images, groups)](
+    lanes = triton.next_power_of_2(group_width)
+    together = min(max(1, _CHANNELS // lanes), triton.next_power_of_2(groups))
+    _merge_kernel[(images, triton.cdiv(groups, together))](
         values,
         weight,
         weight if added is None else added,
@@ -117,7 +123,8 @@ def merge(
         group_width,
         eps,
         ADDED=added is not None,
-        TILES=min(max(1, _ELEMENTS // channels), triton.next_power_of_2(tiles)),
-        CHANNELS=channels,
+        TILES=min(max(1, _ELEMENTS // (together * lanes)), triton.next_power_of_2(tiles)),
+        GROUPS=together,
+        LANES=lanes,
     )
     return center, scale

@@ -8,6 +8,7 @@ import torch
 from tests.kernels.exactness import assert_as_exact
 from vlarft.errors import ShapeError
 from vlarft.kernels.compare.average import average
+from vlarft.kernels.compare.bias_relu import bias_relu
 from vlarft.kernels.compare.perceptual import perceptual
 from vlarft.kernels.compare.prepare import prepare
 
@@ -124,6 +125,22 @@ def test_results_do_not_depend_on_batch_mates(device):
     whole = distances(image, target)
     for n in range(5):
         assert torch.equal(distances(image[n : n + 1], target[n : n + 1])[:, 0], whole[:, n])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bias_relu(seed, device):
+    case = Case(seed)
+    shape = case.rng.choice((1, 5, 64, 129)), case.rng.choice((1, 3, 64, 65, 192))
+    x, bias = case.normal(*shape).to(case.dtype), case.normal(shape[1])
+    given = x.to(device, copy=True)
+    assert bias_relu(given, bias.to(device)) is given
+    truth = (x.double() + bias.double()).relu()
+    assert_as_exact(given, (x + bias.to(case.dtype)).relu(), truth, f"case {seed}")
+
+
+def test_bias_relu_keeps_nan(device):
+    x, bias = torch.tensor([[float("nan"), -1.0]], device=device), torch.zeros(2, device=device)
+    assert str(bias_relu(x, bias).tolist()) == "[[nan, 0.0]]"
 
 
 def test_many_tiles_are_averaged(device):

@@ -5,7 +5,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vlarft.kernels.compare import average, perceptual, prepare
+from vlarft.kernels.compare import average, bias_relu, perceptual, prepare
 from vlarft.kernels.decode import codes, group_norm, interleave, merge, moments
 
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
@@ -18,8 +18,8 @@ KERNELS = [
     (moments._moments_kernel, {**BLOCK, "RESIDUAL": True, "BIAS": True}, ()),
     (moments._moments_kernel, {"TILE": 1, "CHANNELS": 1, "RESIDUAL": False, "BIAS": False},
      ("pixels", "width", "tiles")),
-    (merge._merge_kernel, {"TILES": 64, "CHANNELS": 16, "ADDED": True}, ()),
-    (merge._merge_kernel, {"TILES": 1, "CHANNELS": 1, "ADDED": False},
+    (merge._merge_kernel, {"TILES": 32, "GROUPS": 8, "LANES": 4, "ADDED": True}, ()),
+    (merge._merge_kernel, {"TILES": 1, "GROUPS": 1, "LANES": 1, "ADDED": False},
      ("pixels", "width", "tiles", "tile_pixels", "group_width")),
     (group_norm._group_norm_kernel, {**BLOCK, "SILU": True}, ()),
     (group_norm._group_norm_kernel, {**BLOCK, "SILU": False}, ("pixels", "tiles")),
@@ -29,6 +29,8 @@ KERNELS = [
     (codes._codes_kernel, {"LEVELS": (7, 5, 5, 5, 5), "DIGITS": 5, "BLOCK": 256}, ()),
     (average._average_kernel, {"ADD": True, "TILES": 1024}, ()),
     (average._average_kernel, {"ADD": False, "TILES": 1}, ("tiles", "count")),
+    (bias_relu._bias_relu_kernel, {"ROWS": 64, "CHANNELS": 64}, ()),
+    (bias_relu._bias_relu_kernel, {"ROWS": 1, "CHANNELS": 1}, ("rows", "width")),
     (perceptual._perceptual_kernel, {"TILE": 8, "CHANNELS": 512}, ()),
     (perceptual._perceptual_kernel, {"TILE": 1, "CHANNELS": 1}, ("pixels", "width", "tiles")),
     (prepare._prepare_kernel,

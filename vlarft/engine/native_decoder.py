@@ -6,13 +6,12 @@ latent and the first convolution are one matrix over 3x3 patches.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vlarft.engine.first_layer import FirstLayer
 from vlarft.engine.native_layers import (
     CrossAttention,
     Easel,
@@ -21,50 +20,11 @@ from vlarft.engine.native_layers import (
     Resnet,
     SelfAttention,
     Upsample,
-    copied,
     pack,
 )
 from vlarft.engine.team import Team
 from vlarft.models.autoencoder import KeyValue
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
-
-
-@dataclass(frozen=True)
-class _FirstLayer:
-    """Codes -> output of the first convolution: one matrix over 3x3 patches of codes.
-
-    Each patch of codes carries a one, which the bias of the linear map multiplies; patches outside
-    the image have zeros, as the convolution's padding has.
-    """
-
-    matrix: Tensor  # [9 (D+1), p p C]
-    bias: Tensor  # [p p C]
-    patch: int
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "_FirstLayer":
-        p, linear = tokenizer.config.patch_size, tokenizer.post_quant_linear
-        conv = tokenizer.cond_decoder.conv_in
-        # What one code makes of the patches around it: the convolution of its patch alone.
-        columns = torch.cat((linear.weight.T, linear.bias[None])).double()
-        alone = columns.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2)
-        seen = F.conv2d(F.pad(alone, (p, p, p, p)), conv.weight.double(), padding=1)
-        seen = seen.unflatten(2, (3, p)).unflatten(4, (3, p))  # D+1, C, 3, p, 3, p
-        # The patch above a code's finds that code below itself: flip.
-        matrix = seen.flip(2, 4).permute(2, 4, 0, 3, 5, 1).flatten(0, 2).flatten(1)
-        assert conv.bias is not None
-        bias = conv.bias.expand(p * p, -1).flatten()
-        return cls(matrix.float().contiguous(), copied(bias), p)
-
-    def __call__(self, codes: Tensor, out: Tensor) -> None:
-        """Codes [B,K,D] -> `out` [B,h,w,C], filled."""
-        p, edge = self.patch, out.shape[1] // self.patch
-        grid = F.pad(codes, (0, 1), value=1.0).unflatten(1, (edge, edge))
-        grid = F.pad(grid, (0, 0, 1, 1, 1, 1))
-        around = grid.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # B e e 3 3 D+1
-        patches = torch.addmm(self.bias, around.flatten(3).flatten(0, 2), self.matrix)
-        blocks = out.unflatten(1, (edge, p)).unflatten(3, (edge, p))  # B e p e p C
-        blocks.copy_(patches.view(-1, edge, edge, p, p, out.shape[3]).transpose(2, 3))
 
 
 class NativeDecoder:
@@ -92,7 +52,7 @@ class NativeDecoder:
         decoder: Any = tokenizer.cond_decoder  # entries of its ModuleLists are untyped
         self._codes = tokenizer.frame_fsq.codes
         self._latent, self._size = tokenizer.config.latent_size, tokenizer.config.resolution
-        self._first, self._first_width = _FirstLayer.of(tokenizer), decoder.conv_in.out_channels
+        self._first, self._first_width = FirstLayer.of(tokenizer), decoder.conv_in.out_channels
         mid = decoder.mid_block
         self._middle: list[Layer] = [Resnet(mid.resnets[0], dtype)]
         self._middle += [SelfAttention(block, dtype) for block in mid.attentions]

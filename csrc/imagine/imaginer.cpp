@@ -110,33 +110,34 @@ std::vector<std::shared_ptr<Prompt>> Imaginer::prefill(const int32_t* ids, int64
   return prompts;
 }
 
-Stats Imaginer::imagine(const Request& request, int threads, const Poll& poll, int32_t* tokens) {
+Stats Imaginer::imagine(const Request& request, const Prompts& prompts, int threads,
+                        const Poll& poll, int32_t* tokens) {
   const std::lock_guard lock(busy_);
-  const auto scenes = static_cast<int64_t>(request.prompts.size());
-  if (scenes * request.rows_a_scene == 0) return {};
-  const Shape shape = part_of({scenes, request.rows_a_scene, request.prompts.front()->length,
+  if (request.rows() == 0) return {};
+  const Shape shape = part_of({request.scenes, request.rows_a_scene, prompts.front()->length,
                                request.frames, request.action_dim, request.frame_tokens,
-                               request.width, request.keeps_logits(), threads});
+                               request.width, request.uses(kLogits), threads});
   const int64_t rows_actions = request.rows_a_scene * request.frames * request.action_dim;
   const int64_t rows_tokens = request.rows_a_scene * request.frames * request.frame_tokens;
   Stats total;
-  for (int64_t first = 0; first < scenes; first += shape.scenes) {
-    const int64_t end = std::min(scenes, first + shape.scenes);
+  for (int64_t first = 0; first < request.scenes; first += shape.scenes) {
+    const int64_t end = std::min(request.scenes, first + shape.scenes);
     Request part = request;
-    part.prompts = {request.prompts.begin() + first, request.prompts.begin() + end};
+    part.scenes = end - first;
     part.actions += first * rows_actions;
     part.keys += first;
+    const Prompts own(prompts.begin() + first, prompts.begin() + end);
     prepare(shape);
-    Driver driver(transformer_, part, buffers_, pool(threads), tokens + first * rows_tokens);
-    total += driver.run(
-        [&](int64_t frames) { poll((first * request.frames + (end - first) * frames) / scenes); });
+    Driver driver(transformer_, part, own, buffers_, pool(threads), tokens + first * rows_tokens);
+    total += driver.run([&](int64_t frames) {
+      poll((first * request.frames + (end - first) * frames) / request.scenes);
+    });
   }
   return total;
 }
 
-void Imaginer::score(const std::vector<std::shared_ptr<const Prompt>>& prompts, const int32_t* ids,
-                     int64_t rows_a_scene, int64_t length, int64_t chunk, int threads,
-                     const Poll& poll, float* logits) {
+void Imaginer::score(const Prompts& prompts, const int32_t* ids, int64_t rows_a_scene,
+                     int64_t length, int64_t chunk, int threads, const Poll& poll, float* logits) {
   const std::lock_guard lock(busy_);
   const ModelConfig& config = transformer_.config();
   const int64_t count = static_cast<int64_t>(prompts.size()) * rows_a_scene;

@@ -10,22 +10,6 @@
 
 namespace vlarft::imagine {
 
-struct Bytes {
-  int64_t weights, prompt, suffix, work;
-};
-
-// Sizes of a rollout, from which its memory follows.
-struct Shape {
-  int64_t scenes, rows_a_scene, prompt;      // P, M, S
-  int64_t frames, action_dim, frame_tokens;  // T, A, K
-  int64_t width = 1;                         // W
-  bool keeps_logits = false;
-  int threads = 1;
-
-  int64_t rows() const { return scenes * rows_a_scene; }
-  int64_t suffix() const { return frames * (action_dim + frame_tokens); }
-};
-
 class Imaginer {
  public:
   // `cache`: bytes of the last-level cache.
@@ -44,13 +28,13 @@ class Imaginer {
 
   // Tokens [P,M,T,K]; -1 everywhere in a row whose logits were not finite. Prompts are of one
   // length. Buffers of the same shape are used again.
-  Stats imagine(const Request& request, int threads, const Poll& poll, int32_t* tokens);
+  Stats imagine(const Request& request, const Prompts& prompts, int threads, const Poll& poll,
+                int32_t* tokens);
 
   // Logits [P,M,L,codes] of given suffixes [P,M,L], `chunk` tokens a pass: for measuring a model
   // and for checking that the result does not depend on the chunk.
-  void score(const std::vector<std::shared_ptr<const Prompt>>& prompts, const int32_t* ids,
-             int64_t rows_a_scene, int64_t length, int64_t chunk, int threads, const Poll& poll,
-             float* logits);
+  void score(const Prompts& prompts, const int32_t* ids, int64_t rows_a_scene, int64_t length,
+             int64_t chunk, int threads, const Poll& poll, float* logits);
 
   // Seconds of one pass of `tokens` neighbouring tokens at the start of a sequence, with logits for
   // each: the best of a few.

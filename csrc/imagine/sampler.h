@@ -6,6 +6,7 @@
 
 #include "core/philox.h"
 #include "imagine/cpu/kernels.h"
+#include "imagine/model.h"
 
 namespace vlarft::imagine {
 

@@ -149,11 +149,7 @@ Transformer::Transformer(const ModelConfig& config, const Tensors& tensors, cons
       kernels_(kernels),
       gemm_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16),
       gemm_kv_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16_kv) {
-  const auto tensor = [&](const std::string& name) {
-    const auto found = tensors.find(name);
-    if (found == tensors.end()) throw Error("Imaginer: the weights lack " + name);
-    return found->second;
-  };
+  const auto tensor = [&](const std::string& name) { return tensor_named(tensors, name); };
   const auto rows_of = [](const float* data, int64_t rows, int64_t width) {
     std::vector<const float*> out;
     for (int64_t r = 0; r < rows; ++r) out.push_back(data + r * width);

@@ -8,31 +8,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "imagine/cpu/kernels.h"
 #include "imagine/memory.h"
+#include "imagine/model.h"
 #include "imagine/thread_pool.h"
 
 namespace vlarft::imagine {
-
-enum class Storage { kFloat32, kBfloat16 };
-
-struct ModelConfig {
-  int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0;
-  int64_t vocabulary = 0;
-  int64_t frame_codes = 0;  // ids 0 .. frame_codes-1 may be sampled: the head has no other columns
-  int64_t positions = 0;    // longest sequence, prompt included
-  float eps = 0;
-  Storage storage = Storage::kFloat32;
-};
-
-// float32 weights of a Llama under transformers' names, row-major, borrowed while packing.
-// "rotary.cos" and "rotary.sin" [positions, head_dim / 2] come with them.
-using Tensors = std::map<std::string, const float*>;
 
 // Keys and values of one sequence: [layer][kv head], each keys [position/16][dim][16] and values
 // [position/256][dim/16][position][16], both ready to be multiplied as weights are.

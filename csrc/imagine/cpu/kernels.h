@@ -37,13 +37,6 @@ struct Gemm {
                    float* c, int64_t c_stride, bool add);
 };
 
-struct Sampling {
-  uint64_t seed = 0;
-  float temperature = 1;  // 0: argmax
-  int64_t top_k = 0;      // 0: all
-  double top_p = 1;
-};
-
 struct Kernels {
   const char* name;
   Gemm f32;      // float32 weights and cache

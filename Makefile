@@ -7,7 +7,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: help demo demo-from-scratch test bench lint format native-test sanitize clean
+.PHONY: help demo demo-from-scratch test bench lint format native-test sanitize cuda clean
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -40,6 +40,15 @@ native-test: .venv/.dev ## C++ unit tests
 sanitize: .venv/.dev ## C++ unit tests under AddressSanitizer + UBSan, then ThreadSanitizer
 	@$(call native_tests,asan,RelWithDebInfo,address;undefined)
 	@$(call native_tests,tsan,RelWithDebInfo,thread)
+
+cuda: .venv/.dev ## compile the CUDA code for sm_80 and sm_90a, which needs nvcc and no GPU; spills fail
+	@if ! command -v nvcc > /dev/null; then echo "== nvcc is not here: the CUDA code was not compiled"; exit 0; fi; \
+	export PATH="$(CURDIR)/$(BIN):$$PATH"; mkdir -p build/cuda; \
+	echo "== CUDA code, for sm_80 and sm_90a"; \
+	cmake -G Ninja -S . -B build/cuda -DVLARFT_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real" \
+	    -DCMAKE_CUDA_FLAGS=-Xptxas=-v -DVLARFT_BUILD_TESTS=ON --log-level=WARNING; \
+	cmake --build build/cuda > build/cuda/log.txt 2>&1 || { tail -n 60 build/cuda/log.txt; exit 1; }; \
+	$(BIN)/python scripts/check_gpu_resources.py build/cuda/log.txt
 
 clean: ## remove what builds and tests leave; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -161,6 +161,82 @@ class Imaginer:
     def release(self) -> None:
         """Free what is kept."""
 
+def range_push(name: str) -> None:
+    """Open an NVTX range of the domain "vlarft"; in builds with CUDA, off without VLARFT_NVTX=1."""
+
+def range_pop() -> None:
+    """Close the range that was opened last."""
+
+class CudaPrompt:
+    """Keys and values of a scene's prompt on a GPU. Only in builds with CUDA, as CudaImaginer."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class CudaImaginer:
+    """Token generation on a GPU; arguments as of Imaginer, streams as CUDA's handles.
+
+    Args:
+        device: index of the GPU.
+        stream: on which the weights are copied.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, float],
+        tensors: Mapping[str, _SupportsDLPack],
+        *,
+        dtype: str = "float32",
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def capture_seconds(self) -> float:
+        """Seconds that captures of graphs have taken."""
+
+    def prefill(self, ids: _SupportsDLPack, *, stream: int) -> list[CudaPrompt]: ...
+    def imagine(
+        self,
+        prompts: Sequence[CudaPrompt],
+        actions: _SupportsDLPack,
+        keys: _SupportsDLPack,
+        members: _SupportsDLPack,
+        tokens: _SupportsDLPack,
+        *,
+        frame_tokens: int,
+        seed: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        width: int,
+        guesses: Sequence[str],
+        stream: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Fills `tokens`, int32 [P,M,T,K] on the GPU; the other arrays are on the CPU."""
+
+    def plan(
+        self,
+        *,
+        scenes: int,
+        rows: int,
+        prompt: int,
+        frames: int,
+        action_dim: int,
+        frame_tokens: int,
+        width: int,
+    ) -> dict[str, int]: ...
+    def pass_seconds(self, tokens: int, *, stream: int) -> float: ...
+    @property
+    def held_bytes(self) -> int: ...
+    def release(self) -> None: ...
+
 class Workers:
     """Threads of convolutions, with their scratch memory; one operation at a time."""
 

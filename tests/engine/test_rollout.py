@@ -1,9 +1,10 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vlarft.engine import RolloutEngine, Sampling
+from vlarft.engine import RolloutEngine, Sampling, resolve
 from vlarft.errors import BackendError, CheckpointError, ConfigError, DataError, ShapeError
 
 
@@ -221,3 +222,18 @@ def test_the_callers_world_is_left_as_it_was(world, engine, frames, actions):
         assert torch.equal(tokens, engine.imagine(engine.encode(frames), actions).tokens)
     finally:
         world.eval()
+
+
+def test_native_on_a_gpu_names_what_is_missing(world, monkeypatch):
+    """On a machine without one: the reasons that do not need a GPU to be found."""
+    monkeypatch.setattr(resolve, "_native", SimpleNamespace(build_info=_build_without_cuda))
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(BackendError, match=r"this build has no CUDA code \(no nvcc; reinstall"):
+        resolve.resolve_backend("native", gpu, "sdpa", world.transformer.config)
+    chosen, reason = resolve.resolve_backend("auto", gpu, "sdpa", world.transformer.config)
+    assert chosen == "reference"
+    assert "no CUDA code" in reason
+
+
+def _build_without_cuda():
+    return {"cuda": False, "cuda_reason": "no nvcc"}

@@ -1,13 +1,13 @@
 """Compare: frames against reference frames, the reference embedded once per scene."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vlarft.engine.accelerated import PairMetric
 from vlarft.engine.checks import check_floating, check_pixels, check_shape
-from vlarft.engine.native_metric import NativeLPIPS
-from vlarft.engine.team import Team
 from vlarft.errors import ConfigError
 from vlarft.models.lpips import LPIPS
 from vlarft.models.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def runs_natively(metric: str | Metric) -> bool:
     return isinstance(metric, str) and metric in _NETS
 
 
-Embedder = Metric | NativeLPIPS  # what the back end compares with
+Embedder = Metric | PairMetric  # what the back end compares with
 
 
 def load_metric(
@@ -49,7 +49,7 @@ def load_metric(
     file: str | None,
     device: torch.device,
     tokenizer: Tokenizer,
-    team: Team | None = None,
+    accelerate: Callable[[LPIPS], PairMetric] | None = None,
 ) -> Embedder:
     """The metric in float32 on the device; weights are read here and nowhere earlier.
 
@@ -58,7 +58,7 @@ def load_metric(
         file: its weights; None: where `LPIPS.load` looks.
         device: where it runs.
         tokenizer: of the world model, in float32 on the device.
-        team: threads of the native back end; None: plain PyTorch.
+        accelerate: packs LPIPS for the native back end; None: plain PyTorch.
 
     Raises:
         CheckpointError: the weights are missing or damaged; the message says how to get them.
@@ -69,7 +69,7 @@ def load_metric(
         return TokenizerFeatures(tokenizer)
     net = _NETS[metric]
     lpips = LPIPS.load(net, file).float().to(device)  # type: ignore[arg-type]
-    return lpips if team is None else NativeLPIPS(lpips, team)
+    return lpips if accelerate is None else accelerate(lpips)
 
 
 def check_comparable(frames: Tensor, reference: Tensor) -> None:
@@ -115,7 +115,7 @@ def pair_distances(
         target: indices into `reference`.
         batch: pairs at a time.
     """
-    if isinstance(metric, NativeLPIPS):
+    if isinstance(metric, PairMetric):
         return metric.pairs(images, reference, image, target)
     near, far = [], []
     for i, j in zip(image.split(batch), target.split(batch), strict=True):

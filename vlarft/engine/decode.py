@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vlarft.engine.native_decoder import NativeDecoder
+from vlarft.engine.accelerated import Renderer
 from vlarft.engine.scenes import Scenes, concatenate_features
 from vlarft.errors import BackendError
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 from vlarft.reference.decode import decode, unique_frames
 
-Decoder = Tokenizer | NativeDecoder  # what the back end renders with
+Decoder = Tokenizer | Renderer  # what the back end renders with
 
 
 def scene_features(decoder: Decoder, scenes: Scenes, batch: int) -> DecoderFeatures:
@@ -29,10 +29,10 @@ def render(
         BackendError: the decoder produced NaN (clamping hides infinities, never NaN).
     """
     for rows, codes in zip(scene.split(batch), tokens.split(batch), strict=True):
-        if isinstance(decoder, NativeDecoder):
-            pixels = decoder.decode(features, rows, codes)
-        else:
+        if isinstance(decoder, Tokenizer):
             pixels = decode(decoder, features, rows, codes)
+        else:
+            pixels = decoder.decode(features, rows, codes)
         if bool(pixels.isnan().any()):
             raise BackendError(
                 "decode: the tokenizer's decoder produced NaN; check the checkpoint's weights, "

@@ -209,6 +209,14 @@ class GpuDecoder:
         own = self._first.matrix.nbytes + self._cross.nbytes + self._last.nbytes
         return own + sum(layer.nbytes for layer in (*self._middle, *self._upward))
 
+    @property
+    def work_bytes(self) -> int:
+        """0: torch's allocator holds the activations, as many as there are frames."""
+        return 0
+
+    def release(self) -> None:
+        """Nothing is kept between calls."""
+
     def decode(self, features: DecoderFeatures, scene: Tensor, tokens: Tensor) -> Tensor:
         """Render frames; see `vlarft.reference.decode.decode`. NaN stays for the caller to find."""
         out = torch.empty(len(tokens), 3, self._size, self._size, device=tokens.device)

@@ -1,4 +1,4 @@
-"""Token generation in C++ on the CPU: `backend="native"`.
+"""Token generation in C++ on the CPU and in CUDA on a GPU: `backend="native"`.
 
 `Generator` packs a transformer's weights once, `prefill` keeps a scene's prompt, and `imagine` runs
 a whole rollout (all frames, actions and members) in one call. Tokens are those of
@@ -24,8 +24,12 @@ from vlarft.reference.imagine import unsupported as reference_unsupported
 GUESS_SOURCES = ("jacobi", "logits")
 
 
-def unsupported(config: LlamaConfig) -> list[str]:
-    """Reasons why the native kernels cannot run a transformer; empty when they can."""
+_CPU = torch.device("cpu")
+_WIDEST_GPU_HEAD = 128
+
+
+def unsupported(config: LlamaConfig, device: torch.device = _CPU) -> list[str]:
+    """Reasons why the native kernels cannot run a transformer on a device; empty when they can."""
     reasons = reference_unsupported(config)
     if config.attention_bias:
         reasons.append("attention_bias = True (supported: False)")
@@ -33,6 +37,10 @@ def unsupported(config: LlamaConfig) -> list[str]:
         reasons.append("mlp_bias = True (supported: False)")
     if _head_dim(config) % 2 != 0:
         reasons.append(f"head_dim = {_head_dim(config)} (supported: even)")
+    if device.type == "cuda" and _head_dim(config) > _WIDEST_GPU_HEAD:
+        reasons.append(
+            f"head_dim = {_head_dim(config)} (supported on a GPU: at most {_WIDEST_GPU_HEAD})"
+        )
     return reasons
 
 
@@ -40,7 +48,7 @@ def unsupported(config: LlamaConfig) -> list[str]:
 class Prompts:
     """Keys and values of the scenes' prompts, one object a scene."""
 
-    scenes_kept: tuple[_native.Prompt, ...]
+    scenes_kept: tuple[Any, ...]  # _native.Prompt or _native.CudaPrompt
 
     @property
     def scenes(self) -> int:
@@ -64,13 +72,14 @@ class Prompts:
 
 
 class Generator:
-    """A transformer packed for the CPU.
+    """A transformer packed for a device.
 
     Args:
         model: transformers' Llama; its weights are copied.
         frame_codes: ids 0 .. frame_codes-1 may be sampled.
         positions: longest sequence, prompt included.
         dtype: float32, or bfloat16 storage of weights and cache with float32 sums.
+        device: a CPU, or a GPU; there everything is queued on torch's current stream.
 
     Raises:
         UnsupportedModelError: the configuration has something that the kernels do not compute.
@@ -79,10 +88,15 @@ class Generator:
     """
 
     def __init__(
-        self, model: LlamaForCausalLM, frame_codes: int, positions: int, dtype: torch.dtype
+        self,
+        model: LlamaForCausalLM,
+        frame_codes: int,
+        positions: int,
+        dtype: torch.dtype,
+        device: torch.device = _CPU,
     ) -> None:
         config: LlamaConfig = model.config
-        reasons = unsupported(config)
+        reasons = unsupported(config, device)
         if reasons:
             raise UnsupportedModelError(f"transformer cannot be run natively: {'; '.join(reasons)}")
         head_dim = _head_dim(config)
@@ -93,6 +107,7 @@ class Generator:
         self._embedding_numbers = int(config.vocab_size) * int(config.hidden_size)
         self._element = dtype.itemsize
         self._positions = positions
+        self._device = device
         self._rates: dict[int, Rates] = {}  # by number of threads
         tensors = {
             name: tensor.detach().to("cpu", torch.float32).contiguous()
@@ -110,7 +125,11 @@ class Generator:
             )
         tensors["rotary.cos"] = cos[0, :, :half].float().cpu().contiguous()
         tensors["rotary.sin"] = sin[0, :, :half].float().cpu().contiguous()
-        self._imaginer = _native.Imaginer(
+        make: Any = _native.Imaginer
+        where: dict[str, Any] = {}
+        if self._on_gpu:
+            make, where = _native.CudaImaginer, {"device": device.index, **self._where()}
+        self._imaginer = make(
             {
                 "layers": self.layers,
                 "hidden": int(config.hidden_size),
@@ -125,21 +144,34 @@ class Generator:
             },
             tensors,
             dtype=str(dtype).removeprefix("torch."),
+            **where,
         )
 
     @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _where(self) -> dict[str, Any]:
+        """Where the next call runs: torch's threads, or its current stream."""
+        if self._on_gpu:
+            return {"stream": torch.cuda.current_stream(self._device).cuda_stream}
+        return {"threads": torch.get_num_threads()}
+
+    @property
     def kernels(self) -> str:
-        """Kernels that run: amx, avx512_bf16, avx512, avx2 or portable."""
-        return self._imaginer.kernels
+        """Kernels that run: cuda, amx, avx512_bf16, avx512, avx2 or portable."""
+        kernels: str = self._imaginer.kernels
+        return kernels
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights."""
-        return self._imaginer.weight_bytes
+        weights: int = self._imaginer.weight_bytes
+        return weights
 
     def prefill(self, ids: Tensor) -> Prompts:
         """Keys and values of prompts, int64 [P,S]."""
-        prompts = self._imaginer.prefill(_ids(ids), threads=torch.get_num_threads())
+        prompts = self._imaginer.prefill(_ids(ids), **self._where())
         return Prompts(tuple(prompts))
 
     def imagine(
@@ -171,12 +203,18 @@ class Generator:
             pass), computed_tokens, wasted_tokens (computed and thrown away), guesses by source as
             (right, tried behind a right past).
         """
-        members = draw.members.expand(actions.shape[1]).cpu().numpy().astype(np.uint32)
-        tokens, stats = self._imaginer.imagine(
+        scenes, rows, frames, _ = actions.shape
+        members = draw.members.expand(rows).cpu().numpy().astype(np.uint32)
+        out: dict[str, Any] = {}
+        if self._on_gpu:
+            shape = (scenes, rows, frames, frame_tokens)
+            out["tokens"] = torch.empty(shape, dtype=torch.int32, device=self._device)
+        done = self._imaginer.imagine(
             list(prompts.scenes_kept),
             _ids(actions),
             draw.keys.cpu().numpy().astype(np.uint32),
             members,
+            **out,
             frame_tokens=frame_tokens,
             seed=draw.seed,
             temperature=draw.temperature,
@@ -184,22 +222,28 @@ class Generator:
             top_p=draw.top_p,
             width=width,
             guesses=list(guesses),
-            threads=torch.get_num_threads(),
             progress=progress,
+            **self._where(),
+        )
+        tokens, stats = (
+            (out["tokens"], done) if self._on_gpu else (torch.from_numpy(done[0]), done[1])
         )
         stats["accepted_per_pass"] = stats.pop("tokens") / max(1, stats.pop("row_passes"))
-        return torch.from_numpy(tokens).long(), stats
+        return tokens.long(), stats
 
     def score(self, prompts: Prompts, ids: Tensor, *, chunk: int) -> Tensor:
-        """Logits [P,M,L,frame_codes] after each of ids [P,M,L], `chunk` ids a pass."""
+        """Logits [P,M,L,frame_codes] after each of ids [P,M,L], `chunk` ids a pass; on a CPU."""
         logits = self._imaginer.score(
-            list(prompts.scenes_kept), _ids(ids), chunk=chunk, threads=torch.get_num_threads()
+            list(prompts.scenes_kept), _ids(ids), chunk=chunk, **self._where()
         )
         return torch.from_numpy(logits)
 
     def plan(self, shape: Shape, *, width: int = 1, guesses: Sequence[str] = ()) -> dict[str, int]:
         """Bytes by purpose that prefill and imagine take and keep, weights included."""
-        return self._imaginer.plan(
+        more: dict[str, Any] = {}
+        if not self._on_gpu:
+            more = {"keeps_logits": width > 1 and "logits" in guesses, **self._where()}
+        plan: dict[str, int] = self._imaginer.plan(
             scenes=shape.scenes,
             rows=shape.members,
             prompt=shape.prompt,
@@ -207,13 +251,15 @@ class Generator:
             action_dim=shape.action_dim,
             frame_tokens=shape.frame_tokens,
             width=width,
-            keeps_logits=width > 1 and "logits" in guesses,
-            threads=torch.get_num_threads(),
+            **more,
         )
+        return plan
 
     def scenes_at_once(self, shape: Shape) -> int:
-        """Scenes imagined together: as many as the cache holds beside the weights, or all."""
-        return self._imaginer.scenes_at_once(
+        """Scenes imagined together: as many as a CPU's cache holds beside the weights, or all."""
+        if self._on_gpu:
+            return shape.scenes
+        scenes: int = self._imaginer.scenes_at_once(
             scenes=shape.scenes,
             rows=shape.members,
             prompt=shape.prompt,
@@ -221,13 +267,14 @@ class Generator:
             action_dim=shape.action_dim,
             frame_tokens=shape.frame_tokens,
         )
+        return scenes
 
     def rates(self) -> Rates:
         """What passes cost with the current number of threads; measured once."""
-        threads = torch.get_num_threads()
+        threads = 0 if self._on_gpu else torch.get_num_threads()
         if threads not in self._rates:
             tokens = tuple(n for n in MEASURED_TOKENS if n <= self._positions) or (1,)
-            seconds = tuple(self._imaginer.pass_seconds(n, threads=threads) for n in tokens)
+            seconds = tuple(self._imaginer.pass_seconds(n, **self._where()) for n in tokens)
             numbers = self.nbytes // self._element - self._embedding_numbers
             token = (seconds[-1] - seconds[0]) / max(1, tokens[-1] - tokens[0])
             pair = 2 * self.layers * self.heads * self.head_dim  # of a query and a position
@@ -239,7 +286,13 @@ class Generator:
     @property
     def held_bytes(self) -> int:
         """Bytes kept for the next imagination of the same shape, weights and prompts apart."""
-        return self._imaginer.held_bytes
+        held: int = self._imaginer.held_bytes
+        return held
+
+    @property
+    def capture_seconds(self) -> float:
+        """Seconds that a GPU's graphs took to capture so far; 0 on a CPU."""
+        return float(getattr(self._imaginer, "capture_seconds", 0.0))
 
     def release(self) -> None:
         """Free what is kept between calls."""

@@ -1,8 +1,11 @@
 """Where and in what precision an engine runs: chosen once, refused with the reason."""
 
+import importlib.util
+
 import torch
 from transformers import LlamaConfig
 
+from vlarft import _native
 from vlarft.engine import native
 from vlarft.errors import BackendError, ConfigError
 
@@ -23,9 +26,9 @@ def resolve_backend(
         raise ConfigError(f"backend = '{backend}'; allowed: {', '.join(_BACKENDS)}")
     if backend == "reference":
         return backend, "asked for"
-    reasons = native.unsupported(config)
-    if device.type != "cpu":
-        reasons.append(f"device = '{device}' (supported: cpu)")
+    reasons = native.unsupported(config, device)
+    if device.type == "cuda":
+        reasons += _missing_on_gpu()
     if attention != "sdpa":
         reasons.append(f"attention = '{attention}' (native code has its own; leave it at sdpa)")
     if backend == "native" and reasons:
@@ -33,6 +36,20 @@ def resolve_backend(
             f"backend 'native' cannot run: {'; '.join(reasons)}; use 'reference' or 'auto'"
         )
     return ("reference", "; ".join(reasons)) if reasons else ("native", "")
+
+
+def _missing_on_gpu() -> list[str]:
+    """What the native back end lacks here to run on a GPU."""
+    build = _native.build_info()
+    reasons = []
+    if not build["cuda"]:
+        reasons.append(
+            f"this build has no CUDA code ({build['cuda_reason']}; "
+            "reinstall with -C cmake.define.VLARFT_CUDA=ON)"
+        )
+    if importlib.util.find_spec("triton") is None:
+        reasons.append("package triton is not installed (pip install 'vlarft[triton]')")
+    return reasons
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

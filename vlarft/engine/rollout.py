@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlarft.engine import plan as planning
+from vlarft.engine.accelerated import PairMetric
 from vlarft.engine.checks import check_shape, check_tokens
 from vlarft.engine.compare import (
     Distances,
@@ -34,15 +35,17 @@ from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefil
 from vlarft.engine.native import Generator, Prompts
 from vlarft.engine.native_decoder import NativeDecoder
 from vlarft.engine.native_encoder import NativeEncoder
+from vlarft.engine.native_metric import NativeLPIPS
 from vlarft.engine.plan import Plan
 from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
 from vlarft.engine.speculate import SOURCES, Shape, Speculation
-from vlarft.engine.stats import Stopwatch, peak_resident_bytes, resident_bytes
+from vlarft.engine.stats import Stopwatch, nvtx_range, peak_resident_bytes, resident_bytes
 from vlarft.engine.stream import Stream
 from vlarft.engine.team import Team
 from vlarft.errors import CheckpointError, ConfigError, ShapeError
+from vlarft.models.lpips import LPIPS
 from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
 from vlarft.models.world_model import WorldModel
 from vlarft.reference.attention import causal_attention
@@ -94,6 +97,7 @@ class RolloutEngine:
         device: "cpu" or "cuda".
         dtype: "float32" or "bfloat16", of the transformer and the decoder. Encoding, sampling and
             distances are float32 always.
+            On a GPU the native back end runs LPIPS' backbone in it too.
         metric: "lpips-vgg", "lpips-alex", "lpips-squeeze" or "tokenizer-features" (or an object
             with `features` and `distance`); weights are loaded at the first comparison.
         metric_file: the metric's weights, when not where `LPIPS.load` looks.
@@ -139,7 +143,9 @@ class RolloutEngine:
         longest = world.sequence_length(world.layout.frames)
         self._weights: Weights | Generator
         if self.backend == "native":
-            self._weights = Generator(world.transformer, world.frame_codes, longest, self.dtype)
+            self._weights = Generator(
+                world.transformer, world.frame_codes, longest, self.dtype, self.device
+            )
         else:
             self._weights = load_weights(
                 world.transformer, world.frame_codes, longest, self.device, self.dtype
@@ -154,10 +160,15 @@ class RolloutEngine:
         self._encoder: FrameEncoder = tokenizer
         self._decoder: Decoder = self._plain_decoder
         if self.backend == "native":
-            self._encoder = NativeEncoder(tokenizer, self._team)
-            self._decoder = NativeDecoder(
-                tokenizer, self.dtype, self._plain_decoder.decoder_features, self._team
-            )
+            features = self._plain_decoder.decoder_features
+            if self.device.type == "cuda":
+                # Imported where it is used: it imports Triton.
+                from vlarft.engine.gpu_decoder import GpuDecoder
+
+                self._decoder = GpuDecoder(tokenizer, self.dtype, features)
+            else:
+                self._encoder = NativeEncoder(tokenizer, self._team)
+                self._decoder = NativeDecoder(tokenizer, self.dtype, features, self._team)
         self.world = WorldModel(tokenizer, world.transformer, world.layout)
         self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
         self._filled: weakref.WeakSet[Scenes] = weakref.WeakSet()
@@ -329,6 +340,7 @@ class RolloutEngine:
 
     # --- all of it --------------------------------------------------------------------------
 
+    @nvtx_range("rollout")
     def rollout(
         self,
         scenes: Scenes,
@@ -452,7 +464,7 @@ class RolloutEngine:
         if isinstance(self._weights, Generator):
             self._weights.release()
         self._metric = None
-        if isinstance(self._decoder, NativeDecoder):
+        if not isinstance(self._decoder, Tokenizer):
             self._decoder.release()
         self._team.release()
         for scenes in list(self._filled):
@@ -595,11 +607,22 @@ class RolloutEngine:
 
     def _loaded_metric(self) -> Embedder:
         if self._metric is None:
-            team = self._team if self.backend == "native" else None
+            accelerate = self._accelerate if self.backend == "native" else None
             self._metric = load_metric(
-                self._metric_source, self._metric_file, self.device, self.world.tokenizer, team
+                self._metric_source,
+                self._metric_file,
+                self.device,
+                self.world.tokenizer,
+                accelerate,
             )
         return self._metric
+
+    def _accelerate(self, lpips: LPIPS) -> PairMetric:
+        if self.device.type == "cuda":
+            from vlarft.engine.gpu_metric import GpuLPIPS  # imports Triton
+
+            return GpuLPIPS(lpips, self.dtype)
+        return NativeLPIPS(lpips, self._team)
 
     def _new_kept_frames(self, imagined: Imagined, wanted: bool) -> Tensor | None:
         if not wanted:
@@ -621,7 +644,7 @@ class RolloutEngine:
     def _kernel_path(self) -> str:
         if isinstance(self._weights, Generator):
             path = f"native: {self._weights.kernels} kernels"
-            if isinstance(self._decoder, NativeDecoder):
+            if not isinstance(self._decoder, Tokenizer):
                 path += f", {self._decoder.kernels} convolutions in decode"
             if runs_natively(self._metric_source):
                 path += " and compare"
@@ -700,6 +723,9 @@ class RolloutEngine:
             self._speculation.learn(shape, seconds["imagine"] / draws, generated[-1])
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
+            if isinstance(self._weights, Generator):  # its memory is not torch's
+                peak += self._weights.nbytes + self._weights.held_bytes
+                peak += plan.bytes["prompt keys and values"]
         else:
             peak = peak_resident_bytes() - self._outside
         guesses: dict[str, tuple[int, int]] = {}
@@ -727,7 +753,8 @@ class RolloutEngine:
     def _footprint(self) -> planning.Footprint:
         config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
         held: list[Tensor] = list(self._plain_decoder.parameters())
-        own = self._decoder.nbytes if isinstance(self._decoder, NativeDecoder) else 0
+        decoder = None if isinstance(self._decoder, Tokenizer) else self._decoder
+        own = 0 if decoder is None else decoder.nbytes
         own += self._encoder.nbytes if isinstance(self._encoder, NativeEncoder) else 0
         native = self.backend == "native" and runs_natively(self._metric_source)
         if isinstance(self._weights, Generator):
@@ -755,7 +782,7 @@ class RolloutEngine:
             widths=tuple(tokenizer.block_out_channels),
             metric=self.metric,
             device=self.device.type,
-            canvas=self._decoder.work_bytes if isinstance(self._decoder, NativeDecoder) else 0,
+            canvas=0 if decoder is None else decoder.work_bytes,
         )
 
 

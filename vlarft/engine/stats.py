@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from vlarft import _native
+
 
 def resident_bytes() -> int:
     """Memory of this process that is in use now."""
@@ -24,8 +26,21 @@ def peak_resident_bytes() -> int:
     return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
 
 
+@contextmanager
+def nvtx_range(name: str) -> Iterator[None]:
+    """An NVTX range of the domain "vlarft", where the environment variable VLARFT_NVTX is 1."""
+    if os.environ.get("VLARFT_NVTX") != "1" or not _native.build_info()["cuda"]:
+        yield
+        return
+    _native.range_push(name)
+    try:
+        yield
+    finally:
+        _native.range_pop()
+
+
 class Stopwatch:
-    """Seconds per stage; on a GPU each stage is also an NVTX range of the same name."""
+    """Seconds per stage; each stage is also an NVTX range of the same name."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -34,16 +49,16 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a block; a GPU is waited for before and after it."""
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.synchronize(self.device)
-            torch.cuda.nvtx.range_push(name)
+        self._wait()
         start = time.perf_counter()
         try:
-            yield
+            with nvtx_range(name):
+                yield
+                self._wait()
         finally:
-            if cuda:
-                torch.cuda.synchronize(self.device)
-                torch.cuda.nvtx.range_pop()
             elapsed = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

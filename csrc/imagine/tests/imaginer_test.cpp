@@ -2,11 +2,11 @@
 #include "imagine/imaginer.h"
 
 #include <cmath>
-#include <string>
 #include <thread>
 #include <vector>
 
 #include "core/tests/check.h"
+#include "imagine/tests/random_model.h"
 
 using namespace vlarft;
 using namespace vlarft::imagine;
@@ -15,72 +15,14 @@ namespace {
 
 constexpr int64_t kFrames = 2, kActions = 3, kFrameTokens = 5, kPrompt = 19;
 
-struct Model {
-  ModelConfig config;
-  std::map<std::string, std::vector<float>> values;
-  Tensors tensors;
-};
-
-Model random_model(Storage storage) {
-  Model m;
-  ModelConfig& c = m.config;
-  c.layers = 2, c.hidden = 20, c.heads = 6, c.kv_heads = 3, c.head_dim = 6, c.ffn = 37;
-  c.vocabulary = 40, c.frame_codes = 23, c.positions = 64, c.eps = 1e-6F, c.storage = storage;
-  uint32_t state = 5;
-  const auto place = [&](const std::string& name, int64_t n, float scale, float middle) {
-    auto& v = m.values[name];
-    for (int64_t i = 0; i < n; ++i) {
-      state = state * 1664525U + 1013904223U;
-      v.push_back(middle + scale * (static_cast<float>(state >> 8) * 0x1p-23F - 1.0F));
-    }
-    m.tensors[name] = v.data();
-  };
-  const int64_t wide = c.heads * c.head_dim, narrow = c.kv_heads * c.head_dim;
-  place("model.embed_tokens.weight", c.vocabulary * c.hidden, 1, 0);
-  place("lm_head.weight", c.vocabulary * c.hidden, 1, 0);
-  place("model.norm.weight", c.hidden, 0.1F, 1);
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string at = "model.layers." + std::to_string(i) + ".";
-    place(at + "input_layernorm.weight", c.hidden, 0.1F, 1);
-    place(at + "post_attention_layernorm.weight", c.hidden, 0.1F, 1);
-    place(at + "self_attn.q_proj.weight", wide * c.hidden, 0.5F, 0);
-    place(at + "self_attn.k_proj.weight", narrow * c.hidden, 0.5F, 0);
-    place(at + "self_attn.v_proj.weight", narrow * c.hidden, 0.5F, 0);
-    place(at + "self_attn.o_proj.weight", c.hidden * wide, 0.5F, 0);
-    place(at + "mlp.gate_proj.weight", c.ffn * c.hidden, 0.5F, 0);
-    place(at + "mlp.up_proj.weight", c.ffn * c.hidden, 0.5F, 0);
-    place(at + "mlp.down_proj.weight", c.hidden * c.ffn, 0.5F, 0);
-  }
-  for (const bool cosine : {true, false}) {
-    auto& v = m.values[cosine ? "rotary.cos" : "rotary.sin"];
-    for (int64_t p = 0; p < c.positions; ++p) {
-      for (int64_t d = 0; d < c.head_dim / 2; ++d) {
-        const double angle = static_cast<double>(p) * std::pow(10.0, -static_cast<double>(d));
-        v.push_back(static_cast<float>(cosine ? std::cos(angle) : std::sin(angle)));
-      }
-    }
-    m.tensors[cosine ? "rotary.cos" : "rotary.sin"] = v.data();
-  }
-  return m;
-}
-
 void nothing(int64_t) {}
-
-std::vector<int32_t> ids(int64_t n, int32_t vocabulary, uint32_t state) {
-  std::vector<int32_t> out;
-  for (int64_t i = 0; i < n; ++i) {
-    state = state * 1664525U + 1013904223U;
-    out.push_back(static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(vocabulary)));
-  }
-  return out;
-}
 
 std::vector<int32_t> tokens_of(Imaginer& imaginer, int64_t scenes, int64_t rows, int threads,
                                int64_t width, std::vector<Source> guesses) {
   const auto prompt_ids = ids(scenes * kPrompt, 40, 1);
   const auto prompts = imaginer.prefill(prompt_ids.data(), scenes, kPrompt, threads, nothing);
   Request request;
-  request.prompts = {prompts.begin(), prompts.end()};
+  request.scenes = scenes;
   const auto actions = ids(scenes * rows * kFrames * kActions, 40, 2);
   const std::vector<uint32_t> keys = {3, 1, 4}, members(static_cast<size_t>(rows), 0xFFFFFFFFU);
   request.actions = actions.data();
@@ -95,7 +37,7 @@ std::vector<int32_t> tokens_of(Imaginer& imaginer, int64_t scenes, int64_t rows,
   request.guesses = std::move(guesses);
   const auto count = static_cast<size_t>(scenes * rows * kFrames * kFrameTokens);
   std::vector<int32_t> guarded(count + 2, -77);
-  imaginer.imagine(request, threads, nothing, guarded.data() + 1);
+  imaginer.imagine(request, {prompts.begin(), prompts.end()}, threads, nothing, guarded.data() + 1);
   CHECK(guarded.front() == -77 && guarded.back() == -77);
   const std::vector<int32_t> out(guarded.begin() + 1, guarded.end() - 1);
   for (const int32_t token : out) CHECK(token >= 0 && token < 23);
@@ -135,7 +77,7 @@ void check_score_guards(Imaginer& imaginer) {
 
 int main() {
   for (const Storage storage : {Storage::kFloat32, Storage::kBfloat16}) {
-    const Model model = random_model(storage);
+    const Model model = random_model(small_config(storage));
     for (const std::string& name : runnable_kernels()) {
       Imaginer imaginer(model.config, model.tensors, kernels(name));
       const auto expected = tokens_of(imaginer, 3, 4, 1, 1, {});

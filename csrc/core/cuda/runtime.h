@@ -1,0 +1,191 @@
+// CUDA's runtime with errors as exceptions and resources that free themselves.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "core/cuda/intrinsics.h"
+#include "core/errors.h"
+
+namespace vlarft::cuda {
+
+// Throws BackendError naming what was done and what CUDA says.
+inline void require(cudaError_t status, const std::string& what) {
+  if (status != cudaSuccess) {
+    throw BackendError("CUDA: " + what + ": " + cudaGetErrorString(status));
+  }
+}
+
+// Makes `device` current and restores the caller's device at the end of the scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    require(cudaGetDevice(&previous_), "reading the current device");
+    require(cudaSetDevice(device), "selecting device " + std::to_string(device));
+  }
+  ~DeviceGuard() { cudaSetDevice(previous_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+// Device memory, zeroed in the order of `stream`.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(int64_t bytes, cudaStream_t stream) : bytes_(bytes) {
+    if (bytes == 0) return;
+    require(cudaMalloc(&data_, static_cast<size_t>(bytes)),
+            "taking " + std::to_string(bytes) + " bytes");
+    const cudaError_t status = cudaMemsetAsync(data_, 0, static_cast<size_t>(bytes), stream);
+    if (status != cudaSuccess) {
+      cudaFree(data_);
+      require(status, "clearing memory");
+    }
+  }
+  ~Memory() { cudaFree(data_); }
+  Memory(Memory&& other) noexcept { swap(other); }
+  Memory& operator=(Memory&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  void swap(Memory& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// Host memory that kernels write and the host reads meanwhile.
+class Mapped {
+ public:
+  explicit Mapped(size_t bytes) {
+    require(cudaHostAlloc(&host_, bytes, cudaHostAllocMapped), "taking mapped memory");
+    require(cudaHostGetDevicePointer(&device_, host_, 0), "mapping memory");
+  }
+  ~Mapped() { cudaFreeHost(host_); }
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+
+  template <class T>
+  volatile T* host() const {
+    return static_cast<T*>(host_);
+  }
+  template <class T>
+  T* device() const {
+    return static_cast<T*>(device_);
+  }
+
+ private:
+  void *host_ = nullptr, *device_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() { require(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "making an event"); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(cudaStream_t stream) { require(cudaEventRecord(event_, stream), "an event"); }
+  void wait() { require(cudaEventSynchronize(event_), "kernels before an event"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Launches that are captured once and replayed as one.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph() { cudaGraphExecDestroy(exec_); }
+  Graph(Graph&& other) noexcept { std::swap(exec_, other.exec_); }
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(exec_, other.exec_);
+    return *this;
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  template <class Work>
+  static Graph capture(const Work& work) {
+    cudaStream_t stream = nullptr;
+    require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+    cudaGraph_t graph = nullptr;
+    Graph out;
+    try {
+      require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing");
+      try {
+        work(stream);
+      } catch (...) {
+        if (cudaStreamEndCapture(stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+        throw;
+      }
+      require(cudaStreamEndCapture(stream, &graph), "ending a capture");
+      const cudaError_t status = cudaGraphInstantiate(&out.exec_, graph, 0);
+      cudaGraphDestroy(graph);
+      require(status, "instantiating a graph");
+    } catch (...) {
+      cudaStreamDestroy(stream);
+      throw;
+    }
+    cudaStreamDestroy(stream);
+    return out;
+  }
+
+  void launch(cudaStream_t stream) const { require(cudaGraphLaunch(exec_, stream), "a graph"); }
+
+ private:
+  cudaGraphExec_t exec_ = nullptr;
+};
+
+// Queues a kernel of 1-D blocks; `what` names kernel and shape where CUDA refuses it.
+template <class... Parameters, class... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
+            cudaStream_t stream, const Arguments&... arguments) {
+#ifdef VLARFT_EMULATE
+  (void)what;
+  (void)stream;
+  emulate::submit([=] { emulate::run(grid, threads, [&] { kernel(arguments...); }); });
+#else
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  if (status != cudaSuccess) {
+    require(status, std::string(what) + ", grid " + std::to_string(grid.x) + " x " +
+                        std::to_string(grid.y) + ", " + std::to_string(threads) + " threads");
+  }
+#endif
+}
+
+template <class T>
+void copy_in(T* to, const T* from, int64_t count, cudaStream_t stream) {
+  require(cudaMemcpyAsync(to, from, static_cast<size_t>(count) * sizeof(T), cudaMemcpyHostToDevice,
+                          stream),
+          "copying to the device");
+}
+
+template <class T>
+void copy_out(T* to, const T* from, int64_t count, cudaStream_t stream) {
+  require(cudaMemcpyAsync(to, from, static_cast<size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost,
+                          stream),
+          "copying to the host");
+}
+
+}  // namespace vlarft::cuda

@@ -1,0 +1,796 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <list>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/cuda/ranges.h"
+#include "core/cuda/runtime.h"
+#include "core/errors.h"
+#include "imagine/cuda/attention.h"
+#include "imagine/cuda/imaginer.h"
+#include "imagine/cuda/product.h"
+#include "imagine/cuda/rows.h"
+#include "imagine/cuda/sampler.h"
+
+namespace vlarft::imagine::cuda {
+
+class Prompt {
+ public:
+  Memory cache;
+  int64_t length = 0, capacity = 0;
+  int64_t layout[3] = {};  // layers, kv heads, element bytes times D: of whom can read it
+};
+
+int64_t length_of(const Prompt& prompt) { return prompt.length; }
+int64_t bytes_of(const Prompt& prompt) { return prompt.cache.bytes(); }
+
+namespace {
+
+constexpr int64_t kPrefillTokens = kPiece;  // of a prompt and pass
+constexpr int64_t kPrefillScenes = 16;      // prefilled together
+constexpr int64_t kNarrowRows = 64;         // up to here a product is bound by its weights
+constexpr int64_t kGraphs = 4;              // shapes whose graphs are kept
+constexpr int64_t kAhead = 16;              // passes between two looks at the device
+constexpr int64_t kTimedPasses = 3;
+constexpr int64_t kAlignment = 256;
+
+int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+int64_t parts(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+int to_int(int64_t value) { return static_cast<int>(value); }
+dim3 grid(int64_t x, int64_t y = 1) {
+  dim3 out;
+  out.x = static_cast<unsigned>(x);
+  out.y = static_cast<unsigned>(y);
+  return out;
+}
+cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+// Hands out pieces of one memory; without a memory, only counts.
+class Carver {
+ public:
+  explicit Carver(const void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    auto* out = reinterpret_cast<T*>(base_ + static_cast<uintptr_t>(used_));
+    used_ += up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
+    return out;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  uintptr_t base_;
+  int64_t used_ = 0;
+};
+
+struct Matrix {
+  Memory weights;
+  int32_t steps = 0, depth = 0, columns = 0;
+};
+
+struct Layer {
+  Matrix qkv, out, gate_up, down;
+  int64_t input_norm = 0, post_norm = 0;  // where in the norms
+};
+
+// Sizes of a pass, in which its memory is laid out.
+struct PassSizes {
+  int64_t scenes, rows, tokens, logits;  // at most
+  int64_t prefix_pieces, own_pieces;
+  int64_t typical;  // rows of most products
+};
+
+// Activations of a pass.
+struct Work {
+  float *x, *logits, *partial, *extremes;
+  void *queries, *attended, *gated;
+  int32_t* arrived;
+};
+
+struct Rollout {
+  Pass pass;
+  Work work;
+  Rows rows;
+  std::byte* suffixes;
+  int32_t* actions;
+  uint32_t *keys, *members;
+  Sampling* sampling;
+};
+
+}  // namespace
+
+struct GraphKey {
+  int64_t scenes, rows_a_scene, prompt, frames, action_dim, frame_tokens, width;
+  std::vector<Source> sources;
+  bool operator==(const GraphKey&) const = default;
+};
+
+struct CapturedGraph {
+  GraphKey key;
+  Graph graph;
+};
+
+class Imaginer::Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual std::vector<std::shared_ptr<Prompt>> prefill(const int32_t* ids, int64_t scenes,
+                                                       int64_t length, cudaStream_t stream,
+                                                       const Poll& poll) = 0;
+  virtual Stats imagine(const Request& request, const Prompts& prompts, cudaStream_t stream,
+                        const Poll& poll, int32_t* tokens) = 0;
+  virtual double pass_seconds(int64_t tokens, cudaStream_t stream) = 0;
+  virtual Bytes plan(const Shape& shape) const = 0;
+  virtual bool made(const Prompt& prompt) const = 0;
+
+  ModelConfig config;
+  int device = 0;
+  int64_t weight_bytes = 0;
+  double capture_seconds = 0;
+  std::mutex busy;  // one call at a time; other engines are independent
+  Memory arena;
+  std::list<CapturedGraph> graphs;  // most recently used first
+};
+
+namespace {
+
+template <class T, int kDim>
+class TypedEngine final : public Imaginer::Engine {
+ public:
+  TypedEngine(const ModelConfig& c, const Tensors& tensors, int on, cudaStream_t stream);
+
+  std::vector<std::shared_ptr<Prompt>> prefill(const int32_t* ids, int64_t scenes, int64_t length,
+                                               cudaStream_t stream, const Poll& poll) override;
+  Stats imagine(const Request& request, const Prompts& prompts, cudaStream_t stream,
+                const Poll& poll, int32_t* tokens) override;
+  double pass_seconds(int64_t tokens, cudaStream_t stream) override;
+  Bytes plan(const Shape& shape) const override;
+  bool made(const Prompt& prompt) const override {
+    return std::equal(prompt.layout, prompt.layout + 3, layout_);
+  }
+
+ private:
+  Matrix pack(const std::vector<const float*>& columns, int64_t depth, cudaStream_t stream);
+  template <class V>
+  Memory upload(const std::vector<V>& values, cudaStream_t stream);
+
+  int64_t cache_elements(int64_t capacity) const {
+    return config.layers * config.kv_heads * 2 * capacity * kDim;
+  }
+  int64_t stride(int64_t columns) const { return up(columns, kStep); }
+  int64_t x_stride() const { return stride(config.hidden); }
+  int64_t logit_stride() const { return stride(config.frame_codes); }
+
+  Work carve_work(Carver& carver, const PassSizes& sizes) const;
+  Pass carve_pass(Carver& carver, const PassSizes& sizes) const;
+  PassSizes rollout_sizes(const Shape& shape) const;
+  PassSizes prefill_sizes(int64_t scenes, int64_t length) const;
+  Rollout carve_rollout(Carver& carver, const Shape& shape, bool couples) const;
+  int64_t suffix_capacity(const Shape& shape) const { return up(shape.suffix(), kPositions); }
+  void hold(int64_t bytes, cudaStream_t stream);
+
+  // Runs the tokens that `pass` lists through the model.
+  void run(const Pass& pass, const Work& work, const PassSizes& sizes, bool logits,
+           cudaStream_t stream);
+  template <bool kNorm, int kColumnTiles, class Store>
+  void multiply(const char* what, const Matrix& matrix, const void* rows, int64_t row_stride,
+                int64_t norm, const Logit* of, const int32_t* count, int64_t most, bool wide,
+                const Store& store, cudaStream_t stream);
+  void queue_pass(const Rollout& r, const PassSizes& sizes, cudaStream_t stream);
+  const Graph& graph_of(const GraphKey& key, const Rollout& r, const PassSizes& sizes);
+
+  std::vector<Layer> layers_;
+  Matrix head_;
+  Memory embedding_, norms_, cosine_, sine_;
+  int64_t last_norm_ = 0;
+  int64_t layout_[3] = {};
+  Mapped progress_{3 * sizeof(int32_t)};
+};
+
+// --- weights --------------------------------------------------------------------------------
+
+template <class T, int kDim>
+template <class V>
+Memory TypedEngine<T, kDim>::upload(const std::vector<V>& values, cudaStream_t stream) {
+  const auto count = static_cast<int64_t>(values.size());
+  Memory out(count * static_cast<int64_t>(sizeof(V)), stream);
+  copy_in(out.as<V>(), values.data(), count, stream);
+  require(cudaStreamSynchronize(stream), "copying weights");
+  weight_bytes += out.bytes();
+  return out;
+}
+
+// Columns are rows of the given matrices; null ones are zero.
+template <class T, int kDim>
+Matrix TypedEngine<T, kDim>::pack(const std::vector<const float*>& columns, int64_t depth,
+                                  cudaStream_t stream) {
+  Matrix out;
+  const int64_t tiles = parts(static_cast<int64_t>(columns.size()), kColumns);
+  out.steps = to_int(parts(depth, kStep));
+  out.depth = to_int(depth);
+  out.columns = to_int(static_cast<int64_t>(columns.size()));
+  std::vector<Packed<T>> packed(static_cast<size_t>(tiles * out.steps * kWarp));
+  for (size_t at = 0; at < packed.size(); ++at) {
+    const auto i = static_cast<int64_t>(at);
+    const int64_t g = i % kWarp / 4, t = i % 4;
+    const int64_t step = i / kWarp % out.steps, column = i / kWarp / out.steps * kColumns + g;
+    const float* from = column < out.columns ? columns[static_cast<size_t>(column)] : nullptr;
+    const auto value = [&](int64_t k) { return from != nullptr && k < depth ? from[k] : 0.0F; };
+    for (int half = 0; half < 2; ++half) {
+      for (int part = 0; part < 2; ++part) {
+        const int64_t k = step * kStep + half * 16 + part * 8 + 2 * t;
+        packed[at].half[half].at[part] = pair_of<T>(value(k), value(k + 1));
+      }
+    }
+  }
+  out.weights = upload(packed, stream);
+  return out;
+}
+
+template <class T, int kDim>
+TypedEngine<T, kDim>::TypedEngine(const ModelConfig& c, const Tensors& tensors, int on,
+                                  cudaStream_t stream) {
+  config = c;
+  device = on;
+  layout_[0] = c.layers;
+  layout_[1] = c.kv_heads;
+  layout_[2] = kDim * static_cast<int64_t>(sizeof(T));
+  const auto tensor = [&](const std::string& name) { return tensor_named(tensors, name); };
+  const int64_t wide = c.heads * c.head_dim, half = c.head_dim / 2;
+  std::vector<float> norms;
+  const auto place_norm = [&](const std::string& name) {
+    const auto at = static_cast<int64_t>(norms.size());
+    const float* from = tensor(name);
+    for (int64_t i = 0; i < x_stride(); ++i) {
+      norms.push_back(i < c.hidden ? number(stored<T>(from[i])) : 0.0F);
+    }
+    return at;
+  };
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string at = "model.layers." + std::to_string(i) + ".";
+    Layer layer;
+    layer.input_norm = place_norm(at + "input_layernorm.weight");
+    layer.post_norm = place_norm(at + "post_attention_layernorm.weight");
+    std::vector<const float*> qkv, out, gate_up, down;
+    const auto add_heads = [&](const std::string& name, int64_t heads, bool rotates) {
+      const float* from = tensor(at + "self_attn." + name + ".weight");
+      for (int64_t r = 0; r < heads * c.head_dim; ++r) {
+        const int64_t head = r / c.head_dim, d = r % c.head_dim;
+        // Those that rotate together become neighbours.
+        const int64_t entry = rotates ? d / 2 + d % 2 * half : d;
+        qkv.push_back(from + (head * c.head_dim + entry) * c.hidden);
+      }
+    };
+    add_heads("q_proj", c.heads, true);
+    add_heads("k_proj", c.kv_heads, true);
+    add_heads("v_proj", c.kv_heads, false);
+    const float* o = tensor(at + "self_attn.o_proj.weight");
+    for (int64_t r = 0; r < c.hidden; ++r) out.push_back(o + r * wide);
+    const float* gate = tensor(at + "mlp.gate_proj.weight");
+    const float* raised = tensor(at + "mlp.up_proj.weight");
+    for (int64_t r = 0; r < c.ffn; ++r) {
+      gate_up.push_back(gate + r * c.hidden);
+      gate_up.push_back(raised + r * c.hidden);
+    }
+    const float* lowered = tensor(at + "mlp.down_proj.weight");
+    for (int64_t r = 0; r < c.hidden; ++r) down.push_back(lowered + r * c.ffn);
+    layer.qkv = pack(qkv, c.hidden, stream);
+    layer.out = pack(out, wide, stream);
+    layer.gate_up = pack(gate_up, c.hidden, stream);
+    layer.down = pack(down, c.ffn, stream);
+    layers_.push_back(std::move(layer));
+  }
+  last_norm_ = place_norm("model.norm.weight");
+  norms_ = upload(norms, stream);
+  const float* head = tensor("lm_head.weight");
+  std::vector<const float*> codes;
+  for (int64_t r = 0; r < c.frame_codes; ++r) codes.push_back(head + r * c.hidden);
+  head_ = pack(codes, c.hidden, stream);
+  const float* embedding = tensor("model.embed_tokens.weight");
+  std::vector<T> embedded;
+  embedded.reserve(static_cast<size_t>(c.vocabulary * c.hidden));
+  for (int64_t i = 0; i < c.vocabulary * c.hidden; ++i) embedded.push_back(stored<T>(embedding[i]));
+  embedding_ = upload(embedded, stream);
+  const float *cosine = tensor("rotary.cos"), *sine = tensor("rotary.sin");
+  cosine_ = upload(std::vector<float>(cosine, cosine + c.positions * half), stream);
+  sine_ = upload(std::vector<float>(sine, sine + c.positions * half), stream);
+}
+
+// --- memory ---------------------------------------------------------------------------------
+
+template <class T, int kDim>
+Work TypedEngine<T, kDim>::carve_work(Carver& carver, const PassSizes& sizes) const {
+  const int64_t pieces = sizes.prefix_pieces + sizes.own_pieces;
+  const int64_t lines = sizes.tokens * config.heads * pieces;
+  Work w{};
+  w.x = carver.take<float>(sizes.tokens * x_stride());
+  w.queries = carver.take<T>(sizes.tokens * config.heads * kDim);
+  w.attended = carver.take<T>(sizes.tokens * stride(config.heads * config.head_dim));
+  w.gated = carver.take<T>(sizes.tokens * stride(config.ffn));
+  w.partial = carver.take<float>(lines * kDim);
+  w.extremes = carver.take<float>(lines * 2);
+  w.arrived = carver.take<int32_t>(sizes.scenes * config.kv_heads);
+  w.logits = carver.take<float>(sizes.logits * logit_stride());
+  return w;
+}
+
+template <class T, int kDim>
+Pass TypedEngine<T, kDim>::carve_pass(Carver& carver, const PassSizes& sizes) const {
+  Pass p{};
+  p.counts = carver.take<int32_t>(2);
+  p.tokens = carver.take<Token>(sizes.tokens);
+  p.logits = carver.take<Logit>(sizes.logits);
+  p.first_token = carver.take<int32_t>(sizes.rows + 1);
+  p.prefix = carver.take<void*>(sizes.scenes);
+  p.prefix_length = carver.take<int32_t>(sizes.scenes);
+  p.own = carver.take<void*>(sizes.rows);
+  p.rows = to_int(sizes.rows);
+  p.rows_a_scene = to_int(sizes.rows / sizes.scenes);
+  return p;
+}
+
+template <class T, int kDim>
+PassSizes TypedEngine<T, kDim>::rollout_sizes(const Shape& shape) const {
+  const int64_t rows = shape.rows();
+  return {shape.scenes,
+          rows,
+          rows * (shape.action_dim + shape.width),
+          rows * shape.width,
+          parts(shape.prompt, kPiece),
+          parts(shape.suffix(), kPiece),
+          rows * shape.width};
+}
+
+template <class T, int kDim>
+PassSizes TypedEngine<T, kDim>::prefill_sizes(int64_t scenes, int64_t length) const {
+  const int64_t rows = std::min(scenes, kPrefillScenes);
+  const int64_t tokens = rows * std::min(length, kPrefillTokens);
+  return {rows, rows, tokens, 0, parts(length, kPiece), 1, tokens};
+}
+
+template <class T, int kDim>
+Rollout TypedEngine<T, kDim>::carve_rollout(Carver& carver, const Shape& shape,
+                                            bool couples) const {
+  const PassSizes sizes = rollout_sizes(shape);
+  const int64_t rows = sizes.rows, width = shape.width;
+  Rollout r{};
+  r.pass = carve_pass(carver, sizes);
+  r.work = carve_work(carver, sizes);
+  r.pass.prefix_capacity = up(shape.prompt, kPositions);
+  r.pass.own_capacity = r.pass.own_room = suffix_capacity(shape);
+  r.rows.states = carver.take<RowState>(rows);
+  r.rows.input = carver.take<int32_t>(rows * (shape.action_dim + width));
+  r.rows.source = carver.take<int32_t>(rows * width);
+  r.rows.leftover = carver.take<int32_t>(rows * width);
+  r.rows.known = carver.take<int32_t>(rows * shape.frame_tokens);
+  r.rows.draws.drawn = carver.take<int32_t>(rows * width);
+  r.rows.draws.finite = carver.take<int32_t>(rows * width);
+  int32_t* coupled = carver.take<int32_t>(rows * width);
+  r.rows.draws.coupled = couples ? coupled : nullptr;
+  r.rows.tokens = carver.take<int32_t>(rows * shape.frames * shape.frame_tokens);
+  r.rows.waiting = carver.take<int32_t>(1);
+  r.actions = carver.take<int32_t>(rows * shape.frames * shape.action_dim);
+  r.rows.actions = r.actions;
+  r.keys = carver.take<uint32_t>(shape.scenes);
+  r.members = carver.take<uint32_t>(shape.rows_a_scene);
+  r.sampling = carver.take<Sampling>(1);
+  r.suffixes =
+      reinterpret_cast<std::byte*>(carver.take<T>(rows * cache_elements(suffix_capacity(shape))));
+  return r;
+}
+
+// At least so much in one piece; graphs hold its addresses.
+template <class T, int kDim>
+void TypedEngine<T, kDim>::hold(int64_t bytes, cudaStream_t stream) {
+  if (arena.bytes() >= bytes) return;
+  graphs.clear();
+  arena = Memory();  // before the larger one is taken
+  arena = Memory(bytes, stream);
+}
+
+template <class T, int kDim>
+Bytes TypedEngine<T, kDim>::plan(const Shape& shape) const {
+  Carver rollout(nullptr), prefill(nullptr);
+  carve_rollout(rollout, shape, true);
+  const PassSizes sizes = prefill_sizes(shape.scenes, shape.prompt);
+  carve_pass(prefill, sizes);
+  carve_work(prefill, sizes);
+  const auto element = static_cast<int64_t>(sizeof(T));
+  const int64_t suffix = shape.rows() * cache_elements(suffix_capacity(shape)) * element;
+  return {weight_bytes, shape.scenes * cache_elements(up(shape.prompt, kPositions)) * element,
+          suffix, std::max(rollout.used() - suffix, prefill.used() - suffix)};
+}
+
+// --- a pass ---------------------------------------------------------------------------------
+
+template <class T, int kDim>
+template <bool kNorm, int kColumnTiles, class Store>
+void TypedEngine<T, kDim>::multiply(const char* what, const Matrix& matrix, const void* rows,
+                                    int64_t row_stride, int64_t norm, const Logit* of,
+                                    const int32_t* count, int64_t most, bool wide,
+                                    const Store& store, cudaStream_t stream) {
+  constexpr int kRowTiles = 2;
+  Product p{};
+  p.weights = matrix.weights.template as<void>();
+  p.rows = rows;
+  p.norm = kNorm ? norms_.as<float>() + norm : nullptr;
+  p.of = of;
+  p.count = count;
+  p.steps = matrix.steps;
+  p.stride = to_int(row_stride);
+  p.depth = matrix.depth;
+  p.columns = matrix.columns;
+  p.eps = config.eps;
+  if (wide) {
+    launch(what, product_wide<T, kNorm, Store>,
+           grid(parts(matrix.columns, kWideColumns), parts(most, kWideRows)), kProductThreads,
+           stream, p, store);
+  } else {
+    launch(what, product_narrow<T, kNorm, kRowTiles, kColumnTiles, Store>,
+           grid(parts(matrix.columns, kColumnTiles * kColumns), parts(most, kRowTiles * kRows)),
+           kProductThreads, stream, p, store);
+  }
+}
+
+template <class T, int kDim>
+void TypedEngine<T, kDim>::run(const Pass& pass, const Work& work, const PassSizes& sizes,
+                               bool logits, cudaStream_t stream) {
+  const auto heads = to_int(config.heads), kv_heads = to_int(config.kv_heads);
+  const bool wide = sizes.typical > kNarrowRows;
+  const int64_t attended_stride = stride(config.heads * config.head_dim);
+  const int32_t* count = pass.counts;
+  launch("embedding", embed_kernel<T>, grid(sizes.tokens), kEmbedThreads, stream, pass,
+         static_cast<const T*>(embedding_.as<T>()), work.x, to_int(config.hidden),
+         to_int(x_stride()));
+  const StoreResidual residual{work.x, to_int(x_stride()), to_int(config.hidden)};
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Range range("layer " + std::to_string(i));
+    const Layer& layer = layers_[i];
+    const StoreQkv<T> qkv{pass,
+                          static_cast<T*>(work.queries),
+                          cosine_.as<float>(),
+                          sine_.as<float>(),
+                          to_int(static_cast<int64_t>(i)),
+                          heads,
+                          kv_heads,
+                          to_int(config.head_dim),
+                          kDim};
+    multiply<true, 2>("query, key, value", layer.qkv, work.x, x_stride(), layer.input_norm, nullptr,
+                      count, sizes.tokens, wide, qkv, stream);
+    if (!logits && i + 1 == layers_.size()) return;
+    Attention a{};
+    a.pass = pass;
+    a.queries = work.queries;
+    a.attended = work.attended;
+    a.partial = work.partial;
+    a.extremes = work.extremes;
+    a.arrived = work.arrived;
+    a.layer = to_int(static_cast<int64_t>(i));
+    a.heads = heads;
+    a.kv_heads = kv_heads;
+    a.head_dim = to_int(config.head_dim);
+    a.stride = to_int(attended_stride);
+    a.prefix_pieces = to_int(sizes.prefix_pieces);
+    a.own_pieces = to_int(sizes.own_pieces);
+    a.scale = static_cast<float>(std::pow(static_cast<double>(config.head_dim), -0.5));
+    const int64_t blocks =
+        kv_heads * (sizes.scenes * sizes.prefix_pieces + sizes.rows * sizes.own_pieces);
+    launch("attention", attention_kernel<T, kDim>, grid(blocks), kAttentionThreads, stream, a);
+    multiply<false, 1>("attention's output", layer.out, work.attended, attended_stride, 0, nullptr,
+                       count, sizes.tokens, wide, residual, stream);
+    const StoreGated<T> gated{static_cast<T*>(work.gated), to_int(stride(config.ffn))};
+    multiply<true, 4>("gate and up", layer.gate_up, work.x, x_stride(), layer.post_norm, nullptr,
+                      count, sizes.tokens, wide, gated, stream);
+    multiply<false, 1>("down", layer.down, work.gated, stride(config.ffn), 0, nullptr, count,
+                       sizes.tokens, wide, residual, stream);
+  }
+  const StoreLogits store{work.logits, to_int(logit_stride()), to_int(config.frame_codes)};
+  multiply<true, 4>("logits", head_, work.x, x_stride(), last_norm_, pass.logits, pass.counts + 1,
+                    sizes.logits, wide, store, stream);
+}
+
+// --- prefill --------------------------------------------------------------------------------
+
+template <class T, int kDim>
+std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t* ids,
+                                                                   int64_t scenes, int64_t length,
+                                                                   cudaStream_t stream,
+                                                                   const Poll& poll) {
+  const int64_t capacity = up(length, kPositions);
+  std::vector<std::shared_ptr<Prompt>> prompts;
+  for (int64_t p = 0; p < scenes; ++p) {
+    auto prompt = std::make_shared<Prompt>();
+    const auto bytes = cache_elements(capacity) * static_cast<int64_t>(sizeof(T));
+    prompt->cache = Memory(bytes, stream);
+    prompt->length = length;
+    prompt->capacity = capacity;
+    std::copy_n(layout_, 3, prompt->layout);
+    prompts.push_back(std::move(prompt));
+  }
+  const PassSizes most = prefill_sizes(scenes, length);
+  {
+    Carver counter(nullptr);
+    carve_pass(counter, most);
+    carve_work(counter, most);
+    hold(counter.used(), stream);
+  }
+  for (int64_t first = 0; first < scenes; first += kPrefillScenes) {
+    const int64_t together = std::min(kPrefillScenes, scenes - first);
+    for (int64_t done = 0; done < length; done += kPrefillTokens) {
+      poll(0);
+      const int64_t part = std::min(kPrefillTokens, length - done);
+      const PassSizes sizes{together, together,       together * part, 0, parts(done, kPiece),
+                            1,        together * part};
+      require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
+              "clearing memory");
+      Carver carver(arena.as<void>());
+      Pass pass = carve_pass(carver, sizes);
+      const Work work = carve_work(carver, sizes);
+      pass.prefix_capacity = pass.own_capacity = capacity;
+      pass.own_room = capacity - done;
+      const std::vector<int32_t> counts = {to_int(sizes.tokens), 0};
+      std::vector<Token> tokens;
+      std::vector<int32_t> first_token = {0}, prefix_length;
+      std::vector<void*> prefix, own;
+      for (int64_t r = 0; r < together; ++r) {
+        T* cache = prompts[static_cast<size_t>(first + r)]->cache.template as<T>();
+        prefix.push_back(cache);
+        own.push_back(cache + done * kDim);  // both keys and values move on by so many positions
+        prefix_length.push_back(to_int(done));
+        for (int64_t i = 0; i < part; ++i) {
+          tokens.push_back(
+              {to_int(r), to_int(i), to_int(done + i), ids[(first + r) * length + done + i]});
+        }
+        first_token.push_back(to_int(static_cast<int64_t>(tokens.size())));
+      }
+      copy_in(pass.counts, counts.data(), 2, stream);
+      copy_in(pass.tokens, tokens.data(), sizes.tokens, stream);
+      copy_in(pass.first_token, first_token.data(), together + 1, stream);
+      copy_in(pass.prefix, prefix.data(), together, stream);
+      copy_in(pass.prefix_length, prefix_length.data(), together, stream);
+      copy_in(pass.own, own.data(), together, stream);
+      run(pass, work, sizes, false, stream);
+    }
+  }
+  require(cudaStreamSynchronize(stream), "a prefill");
+  return prompts;
+}
+
+// --- rollout --------------------------------------------------------------------------------
+
+template <class T, int kDim>
+void TypedEngine<T, kDim>::queue_pass(const Rollout& r, const PassSizes& sizes,
+                                      cudaStream_t stream) {
+  launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
+  run(r.pass, r.work, sizes, true, stream);
+  SampleRows s{};
+  s.pass = r.pass;
+  s.logits = r.work.logits;
+  s.states = r.rows.states;
+  s.keys = r.keys;
+  s.members = r.members;
+  s.draws = r.rows.draws;
+  s.sampling = r.sampling;
+  s.stride = to_int(logit_stride());
+  s.ids = to_int(config.frame_codes);
+  s.width = r.rows.rules.width;
+  s.frame_tokens = r.rows.rules.frame_tokens;
+  launch("sampling", sample_kernel, grid(sizes.logits), kSamplerThreads, stream, s);
+}
+
+template <class T, int kDim>
+const Graph& TypedEngine<T, kDim>::graph_of(const GraphKey& key, const Rollout& r,
+                                            const PassSizes& sizes) {
+  const auto found = std::find_if(graphs.begin(), graphs.end(),
+                                  [&](const CapturedGraph& g) { return g.key == key; });
+  if (found != graphs.end()) {
+    graphs.splice(graphs.begin(), graphs, found);
+    return graphs.front().graph;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  graphs.push_front({key, Graph::capture([&](cudaStream_t own) { queue_pass(r, sizes, own); })});
+  if (static_cast<int64_t>(graphs.size()) > kGraphs) graphs.pop_back();
+  capture_seconds +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return graphs.front().graph;
+}
+
+template <class T, int kDim>
+Stats TypedEngine<T, kDim>::imagine(const Request& request, const Prompts& prompts,
+                                    cudaStream_t stream, const Poll& poll, int32_t* tokens) {
+  const Shape shape{request.scenes, request.rows_a_scene, prompts.front()->length,
+                    request.frames, request.action_dim,   request.frame_tokens,
+                    request.width,  request.uses(kLogits)};
+  const PassSizes sizes = rollout_sizes(shape);
+  {
+    Carver counter(nullptr);
+    carve_rollout(counter, shape, true);
+    hold(counter.used(), stream);
+  }
+  require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
+          "clearing memory");
+  Carver carver(arena.as<void>());
+  Rollout r = carve_rollout(carver, shape, request.uses(kLogits));
+  r.rows.rules = request.rules();
+  r.rows.progress = progress_.device<int32_t>();
+  std::vector<Source> sources;
+  if (request.width > 1) sources = request.guesses;
+  r.rows.source_count = to_int(static_cast<int64_t>(sources.size()));
+  std::copy(sources.begin(), sources.end(), r.rows.sources);
+
+  std::vector<void*> prefix, own;
+  std::vector<int32_t> prefix_length;
+  for (const auto& prompt : prompts) {
+    prefix.push_back(prompt->cache.as<void>());
+    prefix_length.push_back(to_int(prompt->length));
+  }
+  for (int64_t row = 0; row < sizes.rows; ++row) {
+    own.push_back(reinterpret_cast<T*>(r.suffixes) + row * cache_elements(suffix_capacity(shape)));
+  }
+  copy_in(r.pass.prefix, prefix.data(), shape.scenes, stream);
+  copy_in(r.pass.prefix_length, prefix_length.data(), shape.scenes, stream);
+  copy_in(r.pass.own, own.data(), sizes.rows, stream);
+  copy_in(r.actions, request.actions, sizes.rows * shape.frames * shape.action_dim, stream);
+  copy_in(r.keys, request.keys, shape.scenes, stream);
+  copy_in(r.members, request.members, shape.rows_a_scene, stream);
+  copy_in(r.sampling, &request.sampling, 1, stream);
+  launch("starting rows", start_kernel, grid(parts(sizes.rows, kCollectThreads)), kCollectThreads,
+         stream, r.rows, to_int(sizes.rows));
+
+  const GraphKey key{shape.scenes,     shape.rows_a_scene, shape.prompt, shape.frames,
+                     shape.action_dim, shape.frame_tokens, shape.width,  sources};
+  const Graph& graph = graph_of(key, r, sizes);
+  volatile int32_t* progress = progress_.host<int32_t>();
+  progress[0] = 0;
+  progress[1] = to_int(sizes.rows);
+  const int64_t most = shape.frames * shape.frame_tokens;
+  Stats stats;
+  try {
+    Event marks[2];
+    for (int64_t pass = 0; pass < most; ++pass) {
+      if (pass % kAhead == 0) {
+        Event& mark = marks[pass / kAhead % 2];
+        if (pass >= 2 * kAhead) mark.wait();  // what was queued long ago, not what runs now
+        mark.record(stream);
+        poll(progress[0]);
+        if (progress[1] == 0) break;  // guesses saved the rest
+      }
+      graph.launch(stream);
+    }
+    launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
+    launch("finishing rows", finish_kernel, grid(sizes.rows), kCollectThreads, stream, r.rows,
+           to_int(sizes.rows));
+    const int64_t count = sizes.rows * shape.frames * shape.frame_tokens;
+    require(cudaMemcpyAsync(tokens, r.rows.tokens, static_cast<size_t>(count) * sizeof(int32_t),
+                            cudaMemcpyDeviceToDevice, stream),
+            "copying tokens");
+    std::vector<RowState> states(static_cast<size_t>(sizes.rows));
+    copy_out(states.data(), r.rows.states, sizes.rows, stream);
+    require(cudaStreamSynchronize(stream), "a rollout");
+    for (const RowState& state : states) {
+      stats += state;
+      stats.passes = std::max<int64_t>(stats.passes, state.row_passes);
+    }
+  } catch (...) {
+    cudaStreamSynchronize(stream);  // nothing may use the memory any more
+    throw;
+  }
+  poll(request.frames);
+  return stats;
+}
+
+template <class T, int kDim>
+double TypedEngine<T, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream) {
+  const PassSizes sizes{1, 1, tokens, tokens, 0, parts(tokens, kPiece), tokens};
+  const int64_t capacity = up(tokens, kPositions);
+  const auto layout = [&](const void* base, int64_t* bytes) {
+    Carver carver(base);
+    Pass pass = carve_pass(carver, sizes);
+    pass.own_capacity = pass.own_room = capacity;
+    const Work work = carve_work(carver, sizes);
+    T* cache = carver.take<T>(cache_elements(capacity));
+    *bytes = carver.used();
+    return std::tuple(pass, work, cache);
+  };
+  int64_t bytes = 0;
+  layout(nullptr, &bytes);
+  hold(bytes, stream);
+  require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
+          "clearing memory");
+  const auto [pass, work, cache] = layout(arena.as<void>(), &bytes);
+  const std::vector<int32_t> counts = {to_int(tokens), to_int(tokens)};
+  const std::vector<int32_t> first_token = {0, to_int(tokens)};
+  std::vector<Token> list;
+  std::vector<Logit> logits;
+  for (int i = 0; i < to_int(tokens); ++i) {
+    list.push_back({0, i, i, 0});
+    logits.push_back({i, 0, 0});
+  }
+  void* own = cache;
+  copy_in(pass.counts, counts.data(), 2, stream);
+  copy_in(pass.tokens, list.data(), tokens, stream);
+  copy_in(pass.logits, logits.data(), tokens, stream);
+  copy_in(pass.first_token, first_token.data(), 2, stream);
+  copy_in(pass.own, &own, 1, stream);
+  const Graph graph =
+      Graph::capture([&, p = pass, w = work](cudaStream_t side) { run(p, w, sizes, true, side); });
+  double best = 0;
+  for (int64_t i = 0; i <= kTimedPasses; ++i) {
+    require(cudaStreamSynchronize(stream), "a pass");
+    const auto start = std::chrono::steady_clock::now();
+    graph.launch(stream);
+    require(cudaStreamSynchronize(stream), "a pass");
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (i == 1 || (i > 1 && seconds < best)) best = seconds;  // the first warms up
+  }
+  return best;
+}
+
+template <class T>
+std::unique_ptr<Imaginer::Engine> engine_of(const ModelConfig& c, const Tensors& tensors,
+                                            int device, cudaStream_t stream) {
+  if (c.head_dim <= 16) return std::make_unique<TypedEngine<T, 16>>(c, tensors, device, stream);
+  if (c.head_dim <= 32) return std::make_unique<TypedEngine<T, 32>>(c, tensors, device, stream);
+  if (c.head_dim <= 64) return std::make_unique<TypedEngine<T, 64>>(c, tensors, device, stream);
+  if (c.head_dim <= 128) return std::make_unique<TypedEngine<T, 128>>(c, tensors, device, stream);
+  throw ShapeError("Imaginer: head_dim = " + std::to_string(c.head_dim) +
+                   "; on a GPU at most 128 is allowed");
+}
+
+}  // namespace
+
+Imaginer::Imaginer(const ModelConfig& config, const Tensors& tensors, int device,
+                   uintptr_t stream) {
+  const DeviceGuard guard(device);
+  engine_ = config.storage == Storage::kFloat32
+                ? engine_of<float>(config, tensors, device, stream_of(stream))
+                : engine_of<Bf16>(config, tensors, device, stream_of(stream));
+}
+
+Imaginer::~Imaginer() = default;
+const ModelConfig& Imaginer::config() const { return engine_->config; }
+int Imaginer::device() const { return engine_->device; }
+int64_t Imaginer::weight_bytes() const { return engine_->weight_bytes; }
+bool Imaginer::made(const Prompt& prompt) const { return engine_->made(prompt); }
+double Imaginer::capture_seconds() const { return engine_->capture_seconds; }
+Bytes Imaginer::plan(const Shape& shape) const { return engine_->plan(shape); }
+
+std::vector<std::shared_ptr<Prompt>> Imaginer::prefill(const int32_t* ids, int64_t scenes,
+                                                       int64_t length, uintptr_t stream,
+                                                       const Poll& poll) {
+  const std::lock_guard lock(engine_->busy);
+  const DeviceGuard guard(engine_->device);
+  return engine_->prefill(ids, scenes, length, stream_of(stream), poll);
+}
+
+Stats Imaginer::imagine(const Request& request, const Prompts& prompts, uintptr_t stream,
+                        const Poll& poll, int32_t* tokens) {
+  if (request.rows() == 0) return {};
+  const std::lock_guard lock(engine_->busy);
+  const DeviceGuard guard(engine_->device);
+  return engine_->imagine(request, prompts, stream_of(stream), poll, tokens);
+}
+
+double Imaginer::pass_seconds(int64_t tokens, uintptr_t stream) {
+  const std::lock_guard lock(engine_->busy);
+  const DeviceGuard guard(engine_->device);
+  return engine_->pass_seconds(tokens, stream_of(stream));
+}
+
+int64_t Imaginer::held_bytes() {
+  const std::lock_guard lock(engine_->busy);
+  return engine_->arena.bytes();
+}
+
+void Imaginer::release() {
+  const std::lock_guard lock(engine_->busy);
+  const DeviceGuard guard(engine_->device);
+  engine_->graphs.clear();
+  engine_->arena = Memory();
+}
+
+}  // namespace vlarft::imagine::cuda

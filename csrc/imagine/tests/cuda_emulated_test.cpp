@@ -1,0 +1,245 @@
+// The CUDA sources of csrc/imagine/cuda, run on the CPU thread by thread: same tokens as the CPU's
+// own kernels, whatever the batch, W and the order of threads; nothing read or written outside.
+#define VLARFT_EMULATE
+#include <limits>
+#include <memory>
+
+#include "core/tests/check.h"
+#include "imagine/cuda/imaginer.cu"
+#include "imagine/imaginer.h"
+#include "imagine/tests/random_model.h"
+
+using namespace vlarft;
+using namespace vlarft::imagine;
+namespace gpu = vlarft::imagine::cuda;
+
+namespace {
+
+struct Case {
+  int64_t scenes, rows, prompt, frames, actions, frame_tokens;
+  int64_t width = 1;
+  std::vector<Source> guesses = {};
+  Sampling sampling = {.seed = 7, .temperature = 1, .top_k = 0, .top_p = 0.9};
+};
+
+struct Result {
+  std::vector<int32_t> tokens;
+  Stats stats;
+};
+
+void nothing(int64_t) {}
+
+// Runs `prefill` and `imagine` of an imaginer of any device on the same input.
+template <class Prefill, class Imagine>
+Result run(const Case& c, int32_t vocabulary, int32_t codes, const Prefill& prefill,
+           const Imagine& imagine) {
+  const auto prompt_ids = ids(c.scenes * c.prompt, vocabulary, 1);
+  const auto actions = ids(c.scenes * c.rows * c.frames * c.actions, vocabulary, 2);
+  const std::vector<uint32_t> keys = {3, 1, 4};
+  std::vector<uint32_t> members(static_cast<size_t>(c.rows), 0xFFFFFFFFU);
+  members.back() = 5;  // one with noise of its own
+  Request request;
+  request.scenes = c.scenes;
+  request.rows_a_scene = c.rows;
+  request.frames = c.frames;
+  request.action_dim = c.actions;
+  request.frame_tokens = c.frame_tokens;
+  request.actions = actions.data();
+  request.keys = keys.data();
+  request.members = members.data();
+  request.sampling = c.sampling;
+  request.width = c.width;
+  request.guesses = c.guesses;
+  const auto count = static_cast<size_t>(c.scenes * c.rows * c.frames * c.frame_tokens);
+  std::vector<int32_t> guarded(count + 2, -77);
+  const auto prompts = prefill(prompt_ids.data(), c.scenes, c.prompt);
+  Result out;
+  out.stats = imagine(request, prompts, guarded.data() + 1);
+  CHECK(guarded.front() == -77 && guarded.back() == -77);
+  out.tokens.assign(guarded.begin() + 1, guarded.end() - 1);
+  for (const int32_t token : out.tokens) CHECK(token >= -1 && token < codes);
+  return out;
+}
+
+Result on_cpu(const Model& model, const Case& c) {
+  Imaginer imaginer(model.config, model.tensors, kernels("portable"));
+  return run(
+      c, static_cast<int32_t>(model.config.vocabulary),
+      static_cast<int32_t>(model.config.frame_codes),
+      [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
+        return imaginer.prefill(prompt_ids, scenes, length, 1, nothing);
+      },
+      [&](const Request& request, const auto& prompts, int32_t* tokens) {
+        return imaginer.imagine(request, {prompts.begin(), prompts.end()}, 1, nothing, tokens);
+      });
+}
+
+Result on_gpu(gpu::Imaginer& imaginer, const Case& c) {
+  return run(
+      c, static_cast<int32_t>(imaginer.config().vocabulary),
+      static_cast<int32_t>(imaginer.config().frame_codes),
+      [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
+        return imaginer.prefill(prompt_ids, scenes, length, 0, nothing);
+      },
+      [&](const Request& request, const auto& prompts, int32_t* tokens) {
+        return imaginer.imagine(request, {prompts.begin(), prompts.end()}, 0, nothing, tokens);
+      });
+}
+
+bool same(const Stats& a, const Stats& b) {
+  return a.passes == b.passes && a.computed == b.computed && a.needed == b.needed &&
+         a.accepted == b.accepted && std::equal(a.guessed, a.guessed + kSources, b.guessed) &&
+         std::equal(a.right, a.right + kSources, b.right);
+}
+
+ModelConfig config_of(Storage storage, int64_t head_dim, int64_t positions) {
+  ModelConfig c = small_config(storage);
+  c.head_dim = head_dim;
+  c.positions = positions;
+  return c;
+}
+
+void check_against_cpu() {
+  for (const int64_t head_dim : {6, 20}) {
+    const Model model = random_model(config_of(Storage::kFloat32, head_dim, 64));
+    gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+    Case c{3, 4, 19, 2, 3, 5};
+    const Result expected = on_cpu(model, c), found = on_gpu(imaginer, c);
+    CHECK(found.tokens == expected.tokens && same(found.stats, expected.stats));
+    for (const Sampling sampling :
+         {Sampling{.temperature = 0}, Sampling{.seed = 1, .temperature = 1.3F},
+          Sampling{.seed = 2, .temperature = 0.7F, .top_k = 4},
+          Sampling{.seed = 3, .temperature = 2, .top_k = 9, .top_p = 0.6}}) {
+      c.sampling = sampling;
+      CHECK(on_gpu(imaginer, c).tokens == on_cpu(model, c).tokens);
+    }
+    for (const int64_t width : {2, 4}) {
+      for (const auto& guesses : {std::vector<Source>{kLogits}, {kJacobi, kLogits}}) {
+        Case w{2, 3, 19, 2, 3, 5, width, guesses};
+        const Result cpu = on_cpu(model, w), gpu = on_gpu(imaginer, w);
+        CHECK(gpu.tokens == cpu.tokens && same(gpu.stats, cpu.stats));
+      }
+    }
+  }
+}
+
+// Prompts and suffixes of more than one piece.
+void check_long() {
+  ModelConfig config = config_of(Storage::kFloat32, 6, 400);
+  config.layers = 1;
+  const Model model = random_model(config);
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  const Case c{1, 2, 150, 3, 3, 45};
+  CHECK(on_gpu(imaginer, c).tokens == on_cpu(model, c).tokens);
+}
+
+void check_invariance(Storage storage) {
+  const Model model = random_model(config_of(storage, 6, 64));
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  const Case one{1, 4, 19, 2, 3, 5};
+  const Result alone = on_gpu(imaginer, one);
+  Case c{3, 4, 19, 2, 3, 5};
+  const Result together = on_gpu(imaginer, c);
+  CHECK(std::equal(alone.tokens.begin(), alone.tokens.end(), together.tokens.begin()));
+  c.width = 3, c.guesses = {kJacobi, kLogits};
+  CHECK(on_gpu(imaginer, c).tokens == together.tokens);
+  // So many rows that products take the other kernel.
+  const Case many{3, 24, 19, 1, 3, 3}, few{1, 24, 19, 1, 3, 3};
+  const Result wide = on_gpu(imaginer, many), narrow = on_gpu(imaginer, few);
+  CHECK(std::equal(narrow.tokens.begin(), narrow.tokens.end(), wide.tokens.begin()));
+  emulate::run_backwards(true);
+  CHECK(on_gpu(imaginer, one).tokens == alone.tokens);
+  CHECK(on_gpu(imaginer, many).tokens == wide.tokens);
+  emulate::run_backwards(false);
+}
+
+// bfloat16 rounds otherwise on the CPU, so near ties fall otherwise; most tokens are the same.
+void check_bfloat16() {
+  const Model model = random_model(config_of(Storage::kBfloat16, 6, 64));
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  const Case c{3, 8, 19, 1, 3, 1};
+  const Result cpu = on_cpu(model, c), gpu = on_gpu(imaginer, c);
+  int equal = 0;
+  for (size_t i = 0; i < cpu.tokens.size(); ++i) equal += cpu.tokens[i] == gpu.tokens[i] ? 1 : 0;
+  CHECK(equal >= 22);  // of 24
+}
+
+void check_broken_and_stopped() {
+  Model model = random_model(small_config(Storage::kFloat32));
+  const Case c{1, 2, 19, 2, 3, 5};
+  {
+    gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+    const Result before = on_gpu(imaginer, c);
+    const int64_t held = imaginer.held_bytes();
+    const Bytes bytes = imaginer.plan({1, 2, 19, 2, 3, 5});
+    CHECK(held == bytes.suffix + bytes.work);
+    CHECK(imaginer.capture_seconds() > 0);
+    // A caller may stop between passes, and go on later.
+    int calls = 0;
+    message_of<std::runtime_error>([&] {
+      const auto prompt_ids = ids(19, 40, 1);
+      imaginer.prefill(prompt_ids.data(), 1, 19, 0, [&](int64_t) {
+        if (calls++ == 0) throw std::runtime_error("stop");
+      });
+    });
+    CHECK(on_gpu(imaginer, c).tokens == before.tokens);
+    CHECK(imaginer.pass_seconds(3, 0) > 0);
+    imaginer.release();
+    CHECK(imaginer.held_bytes() == 0);
+    for (const int64_t rows : {1, 2, 3, 4, 5, 2}) on_gpu(imaginer, {1, rows, 19, 1, 3, 2});
+    CHECK(on_gpu(imaginer, c).tokens == before.tokens);
+  }
+  // An embedding that is not finite: the rows that meet it fail, all of them here.
+  model.values["model.norm.weight"][0] = std::numeric_limits<float>::quiet_NaN();
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  for (const int32_t token : on_gpu(imaginer, c).tokens) CHECK(token == -1);
+}
+
+// What a GPU computes in float32, against the emulation's shorter way.
+void check_shuffles() {
+  float products[2][gpu::kWarp][4] = {};
+  emulate::run(dim3{}, gpu::kWarp, [&] {
+    gpu::FragmentA<float> a;
+    gpu::FragmentB<float> b;
+    const auto value = [](int i) { return std::sin(static_cast<float>(8 * gpu::lane() + i)); };
+    for (int i = 0; i < 4; ++i) a.at[i] = {value(i), 2 * value(i + 9)};
+    for (int i = 0; i < 2; ++i) b.at[i] = {3 * value(i + 20), value(i + 30)};
+    gpu::FragmentC short_way = {{1, 2, 3, 4}}, shuffles = short_way;
+    gpu::multiply_add(short_way, a, b);
+    gpu::multiply_add_by_shuffles(shuffles, a, b);
+    for (int i = 0; i < 4; ++i) {
+      products[0][gpu::lane()][i] = short_way.at[i];
+      products[1][gpu::lane()][i] = shuffles.at[i];
+    }
+  });
+  for (int lane = 0; lane < gpu::kWarp; ++lane) {
+    for (int i = 0; i < 4; ++i) CHECK(products[0][lane][i] == products[1][lane][i]);
+  }
+}
+
+void check_refusals() {
+  const Model model = random_model(small_config(Storage::kFloat32));
+  ModelConfig config = model.config;
+  config.head_dim = 130;
+  const std::string message =
+      message_of<ShapeError>([&] { gpu::Imaginer imaginer(config, model.tensors, 0, 0); });
+  CHECK(message == "Imaginer: head_dim = 130; on a GPU at most 128 is allowed");
+  Tensors fewer = model.tensors;
+  fewer.erase("lm_head.weight");
+  CHECK(message_of<Error>([&] { gpu::Imaginer imaginer(model.config, fewer, 0, 0); }) ==
+        "Imaginer: the weights lack lm_head.weight");
+}
+
+}  // namespace
+
+int main() {
+  check_shuffles();
+  check_against_cpu();
+  check_long();
+  check_invariance(Storage::kFloat32);
+  check_invariance(Storage::kBfloat16);
+  check_bfloat16();
+  check_broken_and_stopped();
+  check_refusals();
+  CHECK(emulate::allocated_bytes() == 0);
+}

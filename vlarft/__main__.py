@@ -1,0 +1,5 @@
+"""`python -m vlarft`: the command `vlarft`."""
+
+from vlarft.cli import main
+
+main()

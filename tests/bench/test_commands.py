@@ -103,3 +103,19 @@ def test_a_seed_gives_the_same_world_and_inputs():
     states = [m.world.transformer.state_dict()[head] for m in (one, two, other)]
     assert states[0].equal(states[1])
     assert not states[0].equal(states[2])
+
+
+def test_dry_run_counts_and_runs_nothing(capsys):
+    arguments = ["bench", "run", "--dry-run", "--device", "cuda", "--case", "small-1x16", "--json"]
+    assert run_command([*arguments, "-", "--stage", "imagine,decode"]) == 0
+    imagine, decode = json.loads(capsys.readouterr().out)["predictions"]
+    assert imagine["rates"] == "H200 (stated, not measured)"
+    assert imagine["passes"] == 8 * 16
+    assert imagine["seconds"] >= imagine["bytes"] / 4.3e12
+    assert decode["passes"] == 0
+    assert decode["seconds"] > 0
+
+
+def test_gpus_are_asked_for_by_name(capsys):
+    assert run_command(["bench", "run", "--case", "tiny", "--profile"]) != 0
+    assert "--profile: needs --device cuda" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,17 @@ class Material:
     actions: Tensor
     expert: Tensor
     sampling: Sampling
+
+    def on(self, device: torch.device) -> "Material":
+        """The same on a device."""
+        if device.type == "cpu":
+            return self
+        own: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, world=self.world.to(device), **own)
 
 
 def find_case(name: str) -> Case:

@@ -86,9 +86,10 @@ def _both_allowed(context: Context, place: tuple[int, ...], candidates: tuple[in
         return all(float(logits[c]) >= best - 2 * score_error for c in candidates)
     logits = logits / sampling.temperature
     members = member_words(given.case.rollouts, False, sampling.noise == "shared", logits.device)
-    place_word = torch.tensor([frame * world.frame_tokens + position])
+    place_word = torch.tensor([frame * world.frame_tokens + position], device=logits.device)
     member = members[rollout if len(members) > 1 else 0][None]
-    noise = gumbel(sampling.seed, torch.tensor([scene]), member, place_word, world.frame_codes)
+    key = torch.tensor([scene], device=logits.device)
+    noise = gumbel(sampling.seed, key, member, place_word, world.frame_codes)
     scores = logits + noise[0, 0, 0]
     ordered, ids = torch.softmax(logits.double(), -1).sort(descending=True, stable=True)
     if sampling.top_k is not None:
@@ -152,7 +153,7 @@ def same_rollout(context: Context, output: Any) -> Verdict:
     imagined = replace(context, material=with_expert(context.material), output=tokens)
     verdict = same_tokens(imagined, their_tokens)
     if isinstance(their_tokens, Samples):
-        equal_rows = torch.ones(tokens.shape[:2], dtype=torch.bool)
+        equal_rows = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     else:
         equal_rows = (tokens == their_tokens).flatten(2).all(-1)
     rows = equal_rows[:, :-1] & equal_rows[:, -1:]

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from vlarft.bench.accuracy import measure_accuracy
-from vlarft.bench.cases import find_case
+from vlarft.bench.cases import Case, find_case
+from vlarft.bench.dry_run import predict, rates_of
+from vlarft.bench.gpu_limits import GpuMeter
 from vlarft.bench.limits import Limits, Meter
 from vlarft.bench.machine import machine, near
 from vlarft.bench.measure import Options
+from vlarft.bench.profile import run_once
 from vlarft.bench.report import engine_rows, markdown, update_readme, write_html
 from vlarft.bench.results import Comparison, Result, compare, dump, load
 from vlarft.bench.runner import Request, measure
@@ -60,6 +64,13 @@ def run_command(
     sample: Annotated[
         str, typer.Option(help="Baselines by samples: auto (when they take long), always, never.")
     ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Count bytes and operations, predict times, run nothing."),
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="One run for nsys or ncu, on a GPU; no baselines.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Measure a stage: time, share of the machine's limit, ratios to baselines, memory.
@@ -69,18 +80,23 @@ def run_command(
     stages, names = _stages(stage), _baselines(baselines)
     sizes = [find_case(name) for name in _split(case)]
     dtypes = [resolve_dtype(name) for name in _split(dtype)]
+    if dry_run:
+        _dry_run(sizes, stages, dtypes, device, seed, json_file)
+        return
     target = resolve_device(device)
     if sample not in _SAMPLE:
         raise ConfigError(f"--sample {sample}: allowed: {', '.join(_SAMPLE)}")
     if backend not in _BACKENDS:
         raise ConfigError(f"--backend {backend}: allowed: {', '.join(_BACKENDS)}")
-    if target.type != "cpu":
-        raise ConfigError(f"--device {device}: benchmarks run on cpu so far")
     if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
         raise ConfigError(f"--json {json_file}: its folder does not exist")
     if threads is not None:
         torch.set_num_threads(threads)
-    meter = Meter()
+    if profile:
+        for size, kind, name in product(sizes, dtypes, stages):
+            run_once(Request(size, name, Options(backend, kind, device), (), seed=seed), Console())
+        return
+    meter = Meter() if target.type == "cpu" else GpuMeter(target)
     results: list[Result] = []
     for size in sizes:
         for kind in dtypes:
@@ -101,6 +117,49 @@ def run_command(
                     Path(str(json_file)).write_text(dump(results), encoding="utf-8")
     if json_file == "-":
         sys.stdout.write(dump(results))
+
+
+def _dry_run(
+    sizes: Sequence[Case],
+    stages: Sequence[str],
+    dtypes: Sequence[torch.dtype],
+    device: str,
+    seed: int,
+    json_file: str | None,
+) -> None:
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: allowed with --dry-run: cpu, cuda")
+    rates = {kind: rates_of(device, kind) for kind in dtypes}
+    found = [
+        predict(size, name, kind, rates[kind], seed)
+        for size, kind, name in product(sizes, dtypes, stages)
+    ]
+    console = console_for(json_file)
+    table = Table(title=f"At least, by the rates of: {found[0].rates}", title_justify="left")
+    for number, column in enumerate(
+        ("case", "stage", "dtype", "GB", "TFLOP", "seconds", "passes", "us a pass", "of kernels")
+    ):
+        table.add_column(column, justify="left" if number < 3 else "right")
+    for p in found:
+        passes = max(1, p.passes)
+        a_pass = (f"{1e6 * p.seconds / passes:.1f}", f"{1e6 * p.latency_seconds / passes:.1f}")
+        table.add_row(
+            p.case,
+            p.stage,
+            p.dtype,
+            f"{p.bytes / 1e9:.4g}",
+            f"{p.flops / 1e12:.4g}",
+            f"{p.seconds:.4g}",
+            *((str(p.passes), *a_pass) if p.stage == "imagine" else ("", "", "")),
+        )
+    console.print(table)
+    if device == "cuda":
+        say(
+            console,
+            "of kernels: a pass of a GPU has 5 kernels a layer and 4 beside; 2.5 us each is an "
+            "estimate. A pass takes at least the larger of both columns.",
+        )
+    write_result(json_file, {"predictions": [p.to_dict() for p in found]})
 
 
 @app.command("compare")

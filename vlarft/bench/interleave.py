@@ -36,6 +36,7 @@ class Rounds:
         dropped: how many were repeated because the machine was disturbed.
         disturbed: whether disturbed rounds count, because the machine never was quiet long enough.
         best: best probe of the run, by rate.
+        typical: median of all probes of the run, by rate.
         wanted: how many rounds were asked for.
     """
 
@@ -44,6 +45,7 @@ class Rounds:
     disturbed: bool
     wanted: int
     best: dict[str, float] = field(default_factory=dict)
+    typical: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, subject: str) -> list[float]:
         """Seconds of a subject in every round that counts."""
@@ -74,6 +76,7 @@ def interleave(
     """
     done: list[Round] = []
     best: dict[str, float] = {}
+    looks: dict[str, list[float]] = {}
     others = [name for name in subjects if name != first]
     wanted = rounds or ROUNDS
     while True:
@@ -86,6 +89,7 @@ def interleave(
             for name, rate in probe().items():
                 worst[name] = min(rate, worst.get(name, rate))
                 best[name] = max(rate, best.get(name, rate))
+                looks.setdefault(name, []).append(rate)
 
         for name in (first, *others[turn:], *others[:turn]):
             look()
@@ -99,11 +103,13 @@ def interleave(
             progress(min(len(quiet), wanted), wanted)
         if len(quiet) >= wanted or len(done) >= _TRIES * wanted:
             break
+    typical = {name: statistics.median(rates) for name, rates in looks.items()}
     if len(quiet) >= wanted:
-        return Rounds(quiet, len(done) - len(quiet), False, wanted, best)
+        return Rounds(quiet, len(done) - len(quiet), False, wanted, best, typical)
     # Never quiet long enough: the quietest rounds count, and the result says so.
     ranked = sorted(done, key=lambda r: -quietness(r.probe, best))[:wanted]
-    return Rounds([r for r in done if r in ranked], len(done) - len(ranked), True, wanted, best)
+    kept = [r for r in done if r in ranked]
+    return Rounds(kept, len(done) - len(ranked), True, wanted, best, typical)
 
 
 def quietness(probe: Probe, best: Probe) -> float:

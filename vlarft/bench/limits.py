@@ -1,7 +1,7 @@
 """What this machine allows: memory reads, multiply-adds from registers, matrix products.
 
 Measured in the process and the run whose times they judge. A floor takes each byte once at the
-best read rate and each multiplication once at the best multiply rate seen in that run.
+read rate and each multiplication once at the multiply rate of that run.
 """
 
 import statistics
@@ -52,10 +52,9 @@ class Limits:
             best = max(best, self.dot_bf16_gflops, self.gemm_bfloat16_gflops)
         return best
 
-    def raised(self, best: dict[str, float]) -> "Limits":
-        """The same with rates that a later probe found to be higher."""
-        values = asdict(self)
-        return Limits(**{k: max(v, best.get(k, v)) for k, v in values.items()})
+    def during(self, typical: dict[str, float]) -> "Limits":
+        """The same with the rates that a run's own probes found."""
+        return Limits(**{**asdict(self), **typical})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -1,6 +1,5 @@
-"""This machine: memory of the process, caches, commit, and the nearest known name."""
+"""This machine: caches, commit, and the nearest known name."""
 
-import ctypes
 import difflib
 import subprocess
 from collections.abc import Iterable
@@ -8,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vlarft.report.environment import environment
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # man 5 proc: sets VmHWM to VmRSS
 
 
 def machine() -> dict[str, Any]:
@@ -48,31 +43,6 @@ def last_cache_bytes() -> int:
         factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
         sizes.append(int(text.rstrip("KMG")) * factor)
     return max(sizes, default=32 << 20)
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now, after free heap pages were given back."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-    return _status("VmRSS")
-
-
-def reset_peak() -> None:
-    """Start a new measurement of `peak_bytes`."""
-    _CLEAR.write_text(_RESET_PEAK)
-
-
-def peak_bytes() -> int:
-    """Most memory that this process held since `reset_peak`."""
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{_STATUS}: no {key}")
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,5 @@
 """What one measurement gives, and what it is made of."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlarft.bench.cases import Material
+from vlarft.bench.clock import now
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,6 @@ class Timed:
 
     def run(self) -> Run:
         """Wall time of one call."""
-        start = time.perf_counter()
+        start = now()
         output = self.call()
-        return Run(time.perf_counter() - start, output)
+        return Run(now() - start, output)

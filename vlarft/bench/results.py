@@ -65,7 +65,8 @@ class Result(BaseModel):
     bytes: float
     flops: float
     work: list[dict[str, float | int | str]]  # passes from which limit_seconds follows
-    limits: dict[str, float]  # best rates of this run; matmul_gflops is the one that was used
+    limits: dict[str, float]  # medians of this run's probes; matmul_gflops is the one that was used
+    limits_best: dict[str, float] = {}  # the best of them, against which rounds count as quiet
     limits_one_thread: dict[str, float]
     baselines: dict[str, BaselineResult]
     output_hash: str | None

@@ -2,7 +2,6 @@
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,17 @@ import torch
 
 from vlarft.bench import cases, counts
 from vlarft.bench.cases import Case
+from vlarft.bench.clock import now
+from vlarft.bench.gpu_limits import GpuMeter
 from vlarft.bench.interleave import Rounds, interleave, spread
 from vlarft.bench.limits import Limits, Meter
-from vlarft.bench.machine import machine, peak_bytes, reset_peak, resident_bytes
+from vlarft.bench.machine import machine
 from vlarft.bench.measure import Context, Options, Prepared, Run, Skip, Subject
+from vlarft.bench.memory import held_bytes, peak_bytes, reset_peak
 from vlarft.bench.results import BaselineResult, Result, Seconds, verdict
 from vlarft.bench.stages import STAGES, Stage
 from vlarft.bench.subjects import build_engine
+from vlarft.engine.resolve import resolve_device
 from vlarft.errors import BackendError
 
 Say = Callable[[str], None]
@@ -47,7 +50,7 @@ class Request:
     command: str = ""
 
 
-def measure(request: Request, meter: Meter, say: Say) -> Result:
+def measure(request: Request, meter: Meter | GpuMeter, say: Say) -> Result:
     """Measure one (case, stage, backend, dtype).
 
     Raises:
@@ -55,9 +58,10 @@ def measure(request: Request, meter: Meter, say: Say) -> Result:
         PlanError: the case does not fit in memory.
     """
     stage, options = STAGES[request.stage], request.options
+    device = resolve_device(options.device)
     limits, single = meter.limits(), meter.limits(threads=1)
-    before = resident_bytes()
-    material = cases.build(request.case, request.seed)
+    before = held_bytes(device)
+    material = cases.build(request.case, request.seed).on(device)
     engine = build_engine(material, options)
     plan = engine.plan(
         request.case.scenes,
@@ -67,9 +71,9 @@ def measure(request: Request, meter: Meter, say: Say) -> Result:
     )
     subject = stage.subject(engine, material)
     gc.collect()
-    reset_peak()
+    reset_peak(device)
     warm = subject.run()
-    peak = peak_bytes() - before
+    peak = peak_bytes(device) - before
     say(f"{request.case.name} {stage.name}: engine ready, first run {warm.seconds:.3g} s")
 
     context = Context(material, options, warm.output)
@@ -80,15 +84,16 @@ def measure(request: Request, meter: Meter, say: Say) -> Result:
         _ENGINE,
         {name: _recorded(name, s, runs) for name, s in subjects.items()},
         meter.probe,
-        time.perf_counter,
+        now,
         request.rounds,
         lambda done, wanted: say(f"{request.case.name} {stage.name}: round {done}/{wanted}"),
     )
     _same_every_time(runs[_ENGINE], warm)
     work = stage.work(material, options.dtype)
-    best = limits.raised(rounds.best)
-    rate = best.matmul_gflops(options.dtype)
-    floor = counts.floor_seconds(work, best.read_gbps * 1e9, rate * 1e9)
+    # Rates and times are medians of the same run: a machine that slows down slows both.
+    during = limits.during(rounds.typical)
+    rate = during.matmul_gflops(options.dtype)
+    floor = counts.floor_seconds(work, during.read_gbps * 1e9, rate * 1e9)
     seconds = spread(rounds.seconds(_ENGINE))
     result = Result(
         case=request.case.name,
@@ -105,7 +110,8 @@ def measure(request: Request, meter: Meter, say: Say) -> Result:
         bytes=sum(w.total_bytes for w in work),
         flops=sum(w.total_flops for w in work),
         work=[w.to_dict() for w in work],
-        limits=_rates(best, options.dtype),
+        limits=_rates(during, options.dtype),
+        limits_best=dict(rounds.best),
         limits_one_thread=_rates(single, options.dtype),
         baselines={
             **{
@@ -136,14 +142,14 @@ def _prepare(
     for name, baseline in stage.baselines.items():
         if name not in names:
             continue
-        start = time.perf_counter()
+        start = now()
         try:
             prepared[name] = baseline.build(context)
         except Skip as reason:
             skipped[name] = BaselineResult(skipped=str(reason))
             say(f"  {name}: left out, {reason}")
             continue
-        say(f"  {name}: ready after {time.perf_counter() - start:.3g} s")
+        say(f"  {name}: ready after {now() - start:.3g} s")
     return prepared, skipped
 
 

@@ -1,12 +1,12 @@
 """An engine's stages as things to measure."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from vlarft.bench.cases import Material, build_metric
+from vlarft.bench.clock import now
 from vlarft.bench.measure import Options, Run, Subject, Timed
 from vlarft.engine import RolloutEngine
 
@@ -41,12 +41,12 @@ class Imagine:
     def run(self) -> Run:
         """Prefill and generate once."""
         engine, given = self.engine, self.material
-        start = time.perf_counter()
+        start = now()
         scenes = engine.scenes_from_tokens(given.context, given.first)
         engine.prefill(scenes)
-        middle = time.perf_counter()
+        middle = now()
         tokens = engine.imagine(scenes, given.actions, given.sampling).tokens
-        end = time.perf_counter()
+        end = now()
         scenes.release()
         return Run(end - start, tokens, {"prefill": middle - start, "generate": end - middle})
 
@@ -69,14 +69,14 @@ class Rollout:
     def run(self) -> Run:
         """Encode, imagine, decode, compare once."""
         engine, given = self.engine, self.material
-        start = time.perf_counter()
+        start = now()
         engine.encode(given.images)
-        middle = time.perf_counter()
+        middle = now()
         scenes = engine.scenes_from_tokens(given.context, given.first)
         result = engine.rollout(
             scenes, given.actions, given.expert, given.sampling, keep=("tokens",)
         )
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         scenes.release()
         stages = {k: v for k, v in result.stats["seconds"].items() if k != "total"}
         parts = {"encode": middle - start, **stages}
@@ -144,18 +144,20 @@ def _judge(engine: RolloutEngine, material: Material) -> Subject:
 def random_frames(material: Material) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames [P,N,T,3,H,W] and reference [P,T,3,H,W] in [0, 1], drawn from the seed 0."""
     case, size = material.case, material.world.tokenizer.config.resolution
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
     shape = (case.scenes, case.rollouts, case.frames, 3, size, size)
-    frames = torch.rand(shape, generator=random)
-    return frames, torch.rand((shape[0], *shape[2:]), generator=random)
+    frames = torch.rand(shape, generator=random, device="cpu")
+    reference = torch.rand((shape[0], *shape[2:]), generator=random, device="cpu")
+    return frames.to(material.images.device), reference.to(material.images.device)
 
 
 def random_tokens(material: Material, members: int | None = None) -> torch.Tensor:
     """Frame codes int64 [P,M,T,K], M = N by default, drawn from the seed 0."""
     case, world = material.case, material.world
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
     shape = (case.scenes, members or case.rollouts, case.frames, world.frame_tokens)
-    return torch.randint(world.frame_codes, shape, generator=random)
+    codes = torch.randint(world.frame_codes, shape, generator=random, device="cpu")
+    return codes.to(material.images.device)
 
 
 STAGE_SUBJECTS: dict[str, Callable[[RolloutEngine, Material], Subject]] = {

@@ -1,12 +1,12 @@
 """Work that is alike for every rollout: done whole, or for a few rollouts and scaled up."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlarft.bench.clock import now
 from vlarft.bench.measure import Run, SomeRows
 
 FULL_SECONDS = 45.0  # a baseline that would take longer is sampled
@@ -32,9 +32,9 @@ class ByRow:
     ) -> None:
         self.shape, self.scene, self.row = shape, scene, row
         with torch.inference_mode():
-            start = time.perf_counter()
+            start = now()
             row(scene(0), 0, 0)  # warm-up
-            seconds = time.perf_counter() - start
+            seconds = now() - start
         whole = seconds * shape[0] * shape[1]
         self.sampled = sample == "always" or (sample == "auto" and whole > FULL_SECONDS)
 
@@ -49,11 +49,11 @@ class ByRow:
         numbers, outputs = [], []
         with torch.inference_mode():
             for p in range(scenes):
-                start = time.perf_counter()
+                start = now()
                 common = self.scene(p)
-                middle = time.perf_counter()
+                middle = now()
                 outputs += [self.row(common, p, n) for n in chosen]
-                rest += time.perf_counter() - middle
+                rest += now() - middle
                 shared += middle - start
                 numbers += [p * rollouts + n for n in chosen]
         shared *= self.shape[0] / scenes
@@ -61,4 +61,8 @@ class ByRow:
         values = torch.stack(outputs)
         if not self.sampled:
             return Run(shared + rest, values.unflatten(0, self.shape))
-        return Run(shared + rest, SomeRows(torch.tensor(numbers), values), sampled=True)
+        return Run(
+            shared + rest,
+            SomeRows(torch.tensor(numbers, device=values.device), values),
+            sampled=True,
+        )

@@ -46,7 +46,9 @@ def _published_renderer(context: Context, scene: int) -> Render:
     tokens0 = material.context[scene : scene + 1]
 
     def render(tokens: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=context.options.dtype != torch.float32):
+        with torch.autocast(
+            tokens.device.type, torch.bfloat16, enabled=context.options.dtype != torch.float32
+        ):
             tokenizer.decode_context(tokens0)
             kv = tokenizer.decoder_features(tokens0).attended
             count = len(tokens)
@@ -94,7 +96,7 @@ def _distances(metric: LPIPS, frames: Tensor, reference: Tensor) -> Tensor:
 
 def _metric(context: Context, channels_last: bool) -> LPIPS:
     def make() -> LPIPS:
-        metric = build_metric(context.material.case.preset)
+        metric = build_metric(context.material.case.preset).to(context.material.images.device)
         if channels_last:
             metric.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return metric
@@ -154,7 +156,9 @@ def judge_published(context: Context, codes: Tensor | None = None) -> Prepared:
 
     def row(render: Render, p: int, n: int) -> Tensor:
         frames, expert = render(given[p, n]), render(given[p, -1])
-        with torch.autocast("cpu", torch.bfloat16, enabled=context.options.dtype != torch.float32):
+        with torch.autocast(
+            frames.device.type, torch.bfloat16, enabled=context.options.dtype != torch.float32
+        ):
             return _distances(metric, frames, expert).float()
 
     scene = partial(_published_renderer, context)

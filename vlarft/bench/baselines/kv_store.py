@@ -41,7 +41,7 @@ class KeyValueStore:
     def zeros(model: LlamaForCausalLM, rows: int, length: int) -> "KeyValueStore":
         """Zeros that take no memory: all layers are one broadcast number."""
         shape = KeyValueStore.shape(model, rows, length)
-        layer = torch.zeros(1, dtype=model.dtype).expand(shape)
+        layer = torch.zeros(1, dtype=model.dtype, device=model.device).expand(shape)
         layers = (layer,) * model.config.num_hidden_layers
         return KeyValueStore(layers, layers)
 
@@ -54,8 +54,11 @@ class KeyValueStore:
         length = prompt.shape[1] + suffix.shape[1]
         shape = KeyValueStore.shape(model, len(prompt), length)
         layers = range(model.config.num_hidden_layers)
-        keys = tuple(torch.empty(shape, dtype=model.dtype) for _ in layers)
-        values = tuple(torch.empty(shape, dtype=model.dtype) for _ in layers)
+
+        def empty() -> tuple[Tensor, ...]:
+            return tuple(torch.empty(shape, dtype=model.dtype, device=model.device) for _ in layers)
+
+        keys, values = empty(), empty()
         scenes, scene = prompt.unique_consecutive(dim=0, return_inverse=True)
         with torch.inference_mode():
             for number, ids in enumerate(scenes):

@@ -5,7 +5,6 @@ model new tokens and a cache and takes the logits of the last one. Everything th
 baseline's own work is done before the clock starts: ids, and the addressed noise of all positions.
 """
 
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from vlarft.bench.baselines.kv_store import KeyValueStore
 from vlarft.bench.baselines.schedule import FrameSchedule, interpolate
+from vlarft.bench.clock import now
 from vlarft.bench.measure import Context, Run, Samples
 from vlarft.reference.noise import gumbel, member_words
 from vlarft.reference.sample import sample
@@ -52,9 +52,9 @@ def inputs(context: Context) -> Inputs:
     prompt = world.prompt_ids(material.context, material.first)
     noise = None
     if sampling.temperature > 0:
-        keys = torch.arange(case.scenes)
+        keys = torch.arange(case.scenes, device=prompt.device)
         members = member_words(case.rollouts, False, sampling.noise == "shared", keys.device)
-        places = torch.arange(case.frames * world.frame_tokens)
+        places = torch.arange(case.frames * world.frame_tokens, device=prompt.device)
         # One position at a time: Philox in int64 needs many times the result's memory.
         parts = [
             gumbel(sampling.seed, keys, members, place, world.frame_codes)
@@ -135,9 +135,9 @@ class TokenLoop(ABC):
             seconds = []
             for _ in range(2):
                 cache = self.at(empty, middle)
-                start = time.perf_counter()
+                start = now()
                 self.forward(self.given.tokens[:, 0, :1], cache)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(now() - start)
         whole = seconds[-1] * self.schedule.frames * self.schedule.frame_tokens
         self.sampled = choice == "always" or (choice == "auto" and whole > FULL_SECONDS)
         if self.sampled:
@@ -152,20 +152,20 @@ class TokenLoop(ABC):
         tokens = torch.empty_like(self.given.tokens)
         prefill = 0.0
         cache: Any = None
-        start = time.perf_counter()
+        start = now()
         for frame in range(self.schedule.frames):
             ids, anew = self.opening(frame, tokens)
-            before = time.perf_counter()
+            before = now()
             if anew:
                 cache = self.fresh()
             logits = self.forward(ids, cache)
             if anew:
-                prefill += time.perf_counter() - before
+                prefill += now() - before
             for position in range(self.schedule.frame_tokens):
                 if position:
                     logits = self.forward(tokens[:, frame, position - 1 : position], cache)
                 tokens[:, frame, position] = self._pick(logits, frame, position)
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         output = tokens.view(*self.given.shape, *tokens.shape[1:])
         return Run(seconds, output, {"prefill": prefill, "generate": seconds - prefill})
 
@@ -178,9 +178,9 @@ class TokenLoop(ABC):
             for position in schedule.sampled_positions():
                 cache = self.at(store, schedule.length_before(frame, position))
                 ids = given.tokens[:, frame, position - 1 : position]
-                start = time.perf_counter()
+                start = now()
                 chosen = self._pick(self.forward(ids, cache), frame, position)
-                times.append(time.perf_counter() - start)
+                times.append(now() - start)
                 drawn.tokens[frame, position] = chosen.view(given.shape)
             singles[frame] = sum(times) / len(times)
         fresh: dict[int, float] = {}
@@ -191,10 +191,10 @@ class TokenLoop(ABC):
             times = []
             for _ in range(1 if anew else _BORDER_REPEATS):
                 cache = None if anew else self.at(store, schedule.length_before(frame, 0))
-                start = time.perf_counter()
+                start = now()
                 cache = self.fresh() if anew else cache
                 chosen = self._pick(self.forward(ids[:rows], cache), frame, 0)
-                times.append(time.perf_counter() - start)
+                times.append(now() - start)
             (fresh if anew else border)[frame] = sum(times) / len(times) * self.rows / rows
             if rows == self.rows:
                 drawn.tokens[frame, 0] = chosen.view(given.shape)
@@ -246,9 +246,9 @@ def model_in(context: Context) -> LlamaForCausalLM:
             return own.eval()
         model: Any = LlamaForCausalLM(own.config)
         model.load_state_dict(own.state_dict())
-        model = model.to(context.options.dtype).eval()
+        model = model.to(own.device, context.options.dtype).eval()
         # `to` rounds the rotary frequencies as well, which loading in a dtype does not.
-        model.model.rotary_emb = type(model.model.rotary_emb)(own.config)
+        model.model.rotary_emb = type(model.model.rotary_emb)(own.config).to(own.device)
         return model
 
     model: LlamaForCausalLM = context.shared("model", make)

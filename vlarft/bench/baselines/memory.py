@@ -1,6 +1,5 @@
 """Refusal of a baseline whose cache does not fit, before it takes any."""
 
-import torch
 from transformers import LlamaForCausalLM
 
 from vlarft.bench.baselines.kv_store import KeyValueStore
@@ -15,6 +14,6 @@ def require_cache(model: LlamaForCausalLM, rows: int, length: int, copies: int) 
         Skip: naming what it takes and what is free.
     """
     need = copies * KeyValueStore.bytes(model, rows, length)
-    free = free_memory(torch.device("cpu"))
+    free = free_memory(model.device)
     if need > free:
         raise Skip(f"its caches take {readable(need)}, {readable(free)} are free")

@@ -5,7 +5,6 @@ serve 8 of 512 passes). Where compilation fails (no compiler on the machine), it
 the result says why.
 """
 
-import time
 import warnings
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import LlamaForCausalLM, StaticCache
 from vlarft.bench.baselines.kv_store import KeyValueStore
 from vlarft.bench.baselines.loop import TokenLoop, model_in, schedule_of
 from vlarft.bench.baselines.memory import require_cache
+from vlarft.bench.clock import now
 from vlarft.bench.measure import Context, Prepared
 
 
@@ -33,7 +33,7 @@ class StaticLoop(TokenLoop):
         self.single: Any = model
         self.cache = StaticCache(config=model.config, max_cache_len=self.schedule.total)
         rows, heads, _, dim = KeyValueStore.shape(model, self.rows, 1)
-        self.cache.early_initialization(rows, heads, dim, model.dtype, torch.device("cpu"))
+        self.cache.early_initialization(rows, heads, dim, model.dtype, model.device)
         self.filled: KeyValueStore | None = None
 
     def fresh(self) -> Any:
@@ -69,7 +69,7 @@ class StaticLoop(TokenLoop):
 
     def compile(self) -> tuple[float, str]:
         """Compile the pass of one token; returns its seconds and, when it failed, why."""
-        start = time.perf_counter()
+        start = now()
         try:
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")  # of the compiler about itself
@@ -80,7 +80,7 @@ class StaticLoop(TokenLoop):
         except Exception as error:
             self.single = self.model
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return time.perf_counter() - start, reason
+        return now() - start, reason
 
 
 def build(context: Context) -> Prepared:

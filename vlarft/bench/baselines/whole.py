@@ -4,7 +4,6 @@ Imagination has N + 1 rollouts a scene, the expert's actions being the last. Dec
 the engine's tokens, which `check` found equal. Start frames are encoded once a scene in all.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from vlarft.bench.baselines import frames, hf, published
 from vlarft.bench.cases import Material, with_expert
+from vlarft.bench.clock import now
 from vlarft.bench.measure import Context, Prepared, Run, Subject
 from vlarft.reference.encode import encode
 
@@ -34,10 +34,10 @@ class Whole:
     def run(self) -> Run:
         """Measure once."""
         with torch.inference_mode():
-            start = time.perf_counter()
+            start = now()
             for image in self.material.images.split(1):
                 encode(self.material.world.tokenizer, image)
-            encoding = time.perf_counter() - start
+            encoding = now() - start
         imagined, judged = self.imagine.run(), self.judge.run()
         parts = {
             "encode": encoding,

@@ -277,6 +277,75 @@ def eval_world_model(
     write_result(json_file, summary)
 
 
+@eval_app.command("reward")
+def eval_reward(
+    world: World = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    windows: Annotated[
+        int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
+    ] = 48,
+    rollouts: Annotated[int, typer.Option(min=4, help="Perturbed actions of a window.")] = 8,
+    seeds: Annotated[int, typer.Option(min=2, help="Noise seeds of each.")] = 4,
+    horizon: Annotated[
+        bool,
+        typer.Option(help="Also imagine four chunks in a row, where episodes are long enough."),
+    ] = True,
+    metric: Metric = "lpips-alex",
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Does the reward mean anything? Conventions, signal against noise, order, horizon; a verdict.
+
+    Example: vlarft eval reward --world my/world --data my/demonstrations
+    """
+    from vlarft.data.windows import Windows
+    from vlarft.demo import DEMOS, WORLD, EngineOptions, load_windows
+    from vlarft.errors import DataError
+    from vlarft.eval.horizon import CHUNKS, measure_horizon
+    from vlarft.eval.reward import evaluate_reward
+    from vlarft.progress import progress_bar
+    from vlarft.rft.evaluation import spread_windows
+
+    console = console_for(json_file)
+    options = EngineOptions(backend, dtype, attention, device)
+    engine = options.load(world or WORLD, metric)
+    sampling = _sampling(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
+    chosen = load_windows(data or [DEMOS], split, engine.world.layout)
+    far = None
+    if horizon:
+        try:
+            long = Windows(chosen.episodes, CHUNKS * chosen.frames)
+        except DataError as error:
+            say(console, f"horizon left out: {error}")
+        else:
+            with progress_bar("imagining chunk after chunk") as progress:
+                numbers = spread_windows(len(long), windows)
+                far = measure_horizon(engine, long, numbers, sampling, progress=progress)
+    with progress_bar("judging groups") as progress:
+        report = evaluate_reward(
+            engine,
+            chosen,
+            spread_windows(len(chosen), windows),
+            sampling,
+            rollouts=rollouts,
+            seeds=seeds,
+            horizon=far,
+            progress=progress,
+        )
+    console.print(report.table())
+    for line in report.lines():
+        say(console, line)
+    summary = report.to_dict() | {"engine": options.used(engine), "command": command_line()}
+    write_result(json_file, summary)
+
+
 @app.command()
 def imagine(
     out: Annotated[Path, typer.Option(help=".gif or .webp to write.")] = Path("imagined.gif"),

@@ -38,7 +38,7 @@ def check_metric(metric: str | Metric) -> None:
 
 def runs_natively(metric: str | Metric) -> bool:
     """Whether the native back end has code of its own for a metric."""
-    return isinstance(metric, str) and metric in _NETS
+    return metric in _NETS if isinstance(metric, str) else isinstance(metric, LPIPS)
 
 
 Embedder = Metric | PairMetric  # what the back end compares with
@@ -54,7 +54,7 @@ def load_metric(
     """The metric in float32 on the device; weights are read here and nowhere earlier.
 
     Args:
-        metric: its name, or an object that is taken as it is.
+        metric: its name, or an object that is taken as it is (LPIPS is packed like a named one).
         file: its weights; None: where `LPIPS.load` looks.
         device: where it runs.
         tokenizer: of the world model, in float32 on the device.
@@ -63,13 +63,15 @@ def load_metric(
     Raises:
         CheckpointError: the weights are missing or damaged; the message says how to get them.
     """
-    if not isinstance(metric, str):
-        return metric.to(device) if isinstance(metric, nn.Module) else metric
     if metric == "tokenizer-features":
         return TokenizerFeatures(tokenizer)
-    net = _NETS[metric]
-    lpips = LPIPS.load(net, file).float().to(device)  # type: ignore[arg-type]
-    return lpips if accelerate is None else accelerate(lpips)
+    if isinstance(metric, str):
+        metric = LPIPS.load(_NETS[metric], file).float()  # type: ignore[arg-type]
+    if isinstance(metric, nn.Module):
+        metric = metric.to(device)
+    if isinstance(metric, LPIPS) and accelerate is not None:
+        return accelerate(metric)
+    return metric
 
 
 def check_comparable(frames: Tensor, reference: Tensor) -> None:

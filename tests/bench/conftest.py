@@ -51,6 +51,7 @@ def result():
             "flops": 1e10,
             "work": [{"what": "prefill", "flops": 1e10, "bytes": 1e9, "count": 1}],
             "limits": {"read_gbps": 20.0, "matmul_gflops": 200.0},
+            "limits_good": {"read_gbps": 10.0},
             "limits_one_thread": {"read_gbps": 10.0, "matmul_gflops": 100.0},
             "baselines": {
                 "hf": BaselineResult(

@@ -55,11 +55,18 @@ def test_a_disturbed_round_is_repeated():
     assert (found.dropped, found.disturbed) == (1, False)
 
 
-def test_a_better_probe_later_drops_rounds_before_it():
+def test_better_probes_later_drop_rounds_before_them():
     machine = Machine([0.8, 0.8, 1.0, 1.0, 1.0, 1.0])
     found = run(machine, {"engine": 1.0}, rounds=2)
     assert [r.number for r in found.kept] == [1, 2]
-    assert found.best == {"read": 1.0, "multiply": 5.0}
+    assert found.good == {"read": 1.0, "multiply": 5.0}
+    assert found.typical == {"read": 1.0, "multiply": 5.0}
+
+
+def test_one_probe_that_is_too_good_drops_nothing():
+    machine = Machine([1.0] * 5 + [2.0] + [1.0] * 6)
+    found = run(machine, {"engine": 1.0}, rounds=5)
+    assert (len(found.kept), found.dropped) == (5, 0)
 
 
 def test_a_machine_that_is_never_quiet_ends_and_says_so():

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 ROUNDS = 7
 FEW_ROUNDS = 3  # when a round takes longer than LONG_ROUND
 LONG_ROUND = 60.0  # seconds
-QUIET = 0.85  # of the run's best probe, at least
+QUIET = 0.85  # of the run's good probes, at least
+_GOOD = 0.8  # share of the probes that are below a good one: a rare one is too good to be true
 _TRIES = 2  # times the wanted rounds, at most, so that a busy machine ends too
 
 Probe = Mapping[str, float]
@@ -35,7 +36,7 @@ class Rounds:
         kept: rounds that count.
         dropped: how many were repeated because the machine was disturbed.
         disturbed: whether disturbed rounds count, because the machine never was quiet long enough.
-        best: best probe of the run, by rate.
+        good: 80th percentile of all probes of the run, by rate.
         typical: median of all probes of the run, by rate.
         wanted: how many rounds were asked for.
     """
@@ -44,7 +45,7 @@ class Rounds:
     dropped: int
     disturbed: bool
     wanted: int
-    best: dict[str, float] = field(default_factory=dict)
+    good: dict[str, float] = field(default_factory=dict)
     typical: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, subject: str) -> list[float]:
@@ -75,7 +76,6 @@ def interleave(
         progress: called with (rounds done, rounds wanted).
     """
     done: list[Round] = []
-    best: dict[str, float] = {}
     looks: dict[str, list[float]] = {}
     others = [name for name in subjects if name != first]
     wanted = rounds or ROUNDS
@@ -88,7 +88,6 @@ def interleave(
         def look(worst: dict[str, float] = worst) -> None:
             for name, rate in probe().items():
                 worst[name] = min(rate, worst.get(name, rate))
-                best[name] = max(rate, best.get(name, rate))
                 looks.setdefault(name, []).append(rate)
 
         for name in (first, *others[turn:], *others[:turn]):
@@ -98,43 +97,45 @@ def interleave(
         done.append(Round(len(done), seconds, worst))
         if rounds is None and clock() - start > LONG_ROUND:
             wanted = min(wanted, FEW_ROUNDS)
-        quiet = [r for r in done if is_quiet(r.probe, best)]
+        good = {name: quantile(rates, _GOOD) for name, rates in looks.items()}
+        quiet = [r for r in done if is_quiet(r.probe, good)]
         if progress is not None:
             progress(min(len(quiet), wanted), wanted)
         if len(quiet) >= wanted or len(done) >= _TRIES * wanted:
             break
     typical = {name: statistics.median(rates) for name, rates in looks.items()}
     if len(quiet) >= wanted:
-        return Rounds(quiet, len(done) - len(quiet), False, wanted, best, typical)
+        return Rounds(quiet, len(done) - len(quiet), False, wanted, good, typical)
     # Never quiet long enough: the quietest rounds count, and the result says so.
-    ranked = sorted(done, key=lambda r: -quietness(r.probe, best))[:wanted]
+    ranked = sorted(done, key=lambda r: -quietness(r.probe, good))[:wanted]
     kept = [r for r in done if r in ranked]
-    return Rounds(kept, len(done) - len(ranked), True, wanted, best, typical)
+    return Rounds(kept, len(done) - len(ranked), True, wanted, good, typical)
 
 
-def quietness(probe: Probe, best: Probe) -> float:
-    """Worst rate of a round as a share of the run's best."""
-    return min((rate / best[name] for name, rate in probe.items()), default=1.0)
+def quietness(probe: Probe, good: Probe) -> float:
+    """Worst rate of a round as a share of the run's good ones."""
+    return min((rate / good[name] for name, rate in probe.items()), default=1.0)
 
 
-def is_quiet(probe: Probe, best: Probe) -> bool:
-    """Whether no rate fell below 85% of the run's best."""
-    return quietness(probe, best) >= QUIET
+def is_quiet(probe: Probe, good: Probe) -> bool:
+    """Whether no rate fell below 85% of the run's good ones."""
+    return quietness(probe, good) >= QUIET
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile (linear interpolation) and number of values."""
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
     return {
-        "median": statistics.median(ordered),
-        "p20": at(0.2),
-        "p80": at(0.8),
-        "runs": len(ordered),
+        "median": statistics.median(values),
+        "p20": quantile(values, 0.2),
+        "p80": quantile(values, 0.8),
+        "runs": len(values),
     }
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which a share of them lies, linear in between."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -66,7 +66,8 @@ class Result(BaseModel):
     flops: float
     work: list[dict[str, float | int | str]]  # passes from which limit_seconds follows
     limits: dict[str, float]  # medians of this run's probes; matmul_gflops is the one that was used
-    limits_best: dict[str, float] = {}  # the best of them, against which rounds count as quiet
+    # 80th percentile of the probes: rounds below 85% of it are disturbed
+    limits_good: dict[str, float]
     limits_one_thread: dict[str, float]
     baselines: dict[str, BaselineResult]
     output_hash: str | None

@@ -86,3 +86,25 @@ def test_wrong_indices_are_refused():
         _native.perceptual(workers, maps, maps, torch.ones(4), beyond, index, out)
     with pytest.raises(ShapeError, match="weight must be"):
         _native.perceptual(workers, maps, maps, torch.ones(5), index, index, out)
+
+
+@pytest.mark.parametrize("net", NETS)
+@torch.inference_mode()
+def test_maps_that_are_not_kept_give_the_same_distances(net):
+    """Frame after frame in the same memory, of changing sizes and numbers; kept maps stay."""
+    lpips = network(net)
+    native, b = NativeLPIPS(lpips, Team()), images(2, 64, 64, seed=2)
+    reference = (b, native.features(b))
+    for count, seed in ((11, 3), (2, 4), (5, 5)):
+        a = images(count, 64, 64, seed=seed)
+        image = torch.arange(count).repeat(2)  # not in order, every frame twice
+        target = torch.cat((torch.zeros(count, dtype=torch.int64), torch.ones_like(image[:count])))
+        kept = (a, native.features(a))
+        near, far = native.distances(a, reference, image, target)
+        expected = native.pairs(kept, reference, image, target)
+        assert torch.equal(near, expected[0])
+        assert torch.allclose(far, expected[1], rtol=1e-6)
+        small = images(3, 37, 53, seed=seed)
+        other = (small[:1], native.features(small[:1]))
+        same = native.distances(small, other, torch.arange(3), torch.zeros(3, dtype=torch.int64))
+        assert float(same[0][0]) == float(same[1][0]) == 0

@@ -55,3 +55,13 @@ class PairMetric(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """L1 and distance, float32 [B]; see `vlarft.engine.compare.pair_distances`."""
         ...
+
+    def distances(
+        self,
+        pixels: Tensor,
+        reference: tuple[Tensor, list[Tensor]],
+        image: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+        ...

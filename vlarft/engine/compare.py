@@ -129,6 +129,21 @@ def pair_distances(
     return torch.cat(near), torch.cat(far)
 
 
+def frame_distances(
+    metric: Embedder,
+    pixels: Tensor,
+    reference: tuple[Tensor, list[Tensor]],
+    image: Tensor,
+    target: Tensor,
+    batch: int,
+) -> tuple[Tensor, Tensor]:
+    """As `pair_distances`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+    if isinstance(metric, PairMetric):
+        return metric.distances(pixels, reference, image, target)
+    own = (pixels, metric.features(pixels))
+    return pair_distances(metric, own, reference, image, target, batch)
+
+
 def compare_frames(
     metric: Embedder, frames: Tensor, reference: Tensor, scenes_at_once: int, batch: int
 ) -> tuple[Tensor, Tensor]:
@@ -144,8 +159,7 @@ def compare_frames(
         images = frames[some].flatten(0, 2)
         for pixels, j in zip(images.split(batch), target.split(batch), strict=True):
             i = torch.arange(len(pixels), device=frames.device)
-            own = (pixels, metric.features(pixels))
-            d1, d2 = pair_distances(metric, own, embedded, i, j, batch)
+            d1, d2 = frame_distances(metric, pixels, embedded, i, j, batch)
             near.append(d1)
             far.append(d2)
     shape = (scenes, rollouts, times)

@@ -89,6 +89,16 @@ class GpuLPIPS:
         _, near = prepare(images[0], reference=reference[0], target=target, image=image)
         return near, self._distance(images[1], reference[1], image, target, near)
 
+    def distances(
+        self,
+        pixels: Tensor,
+        reference: tuple[Tensor, list[Tensor]],
+        image: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+        return self.pairs((pixels, self.features(pixels)), reference, image, target)
+
     def compare(
         self, images: Tensor, reference: tuple[Tensor, list[Tensor]], target: Tensor
     ) -> tuple[Tensor, Tensor]:

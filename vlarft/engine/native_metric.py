@@ -3,7 +3,8 @@
 3x3 convolutions run in csrc/decode with their bias and ReLU, a few images at a time; other layers
 are torch's. Feature maps are kept as the backbone gives them; a pair's distance normalises,
 subtracts, squares, weighs and averages in one pass over both maps (csrc/compare), so normalised
-copies never exist.
+copies never exist. Activations that nobody asked for take turns in two buffers; frames that are
+compared at once leave theirs in kept ones, as fresh memory costs as much as a layer.
 """
 
 import copy
@@ -17,18 +18,17 @@ from vlarft.engine.team import Team
 from vlarft.models.lpips import LPIPS
 
 _CHUNK_BYTES = 16 << 20  # largest feature map of the images that pass together
+_TOGETHER = 4  # frames whose feature maps are kept until they are compared, one a thread at least
 
 
 class _ConvolutionRelu:
     """A 3x3 convolution and the ReLU after it, on [B,h,w,C]."""
 
     def __init__(self, conv: nn.Conv2d, team: Team) -> None:
-        self._conv, self._width, self._team = pack(conv, torch.float32), conv.out_channels, team
+        self._conv, self.width, self._team = pack(conv, torch.float32), conv.out_channels, team
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out = torch.empty(*x.shape[:3], self._width)
+    def __call__(self, x: Tensor, out: Tensor) -> None:
         self._conv.run(self._team.workers, x, out, after="relu")
-        return out
 
 
 class _Plain:
@@ -66,23 +66,61 @@ class NativeLPIPS:
         # (2 x - 1 - shift) / scale
         self._factor = 2 / lpips.scale
         self._summand = -(1 + lpips.shift) / lpips.scale
+        self._spare = [torch.empty(0), torch.empty(0)]  # of activations that are not kept
+        self._kept: list[Tensor] = []  # feature maps of frames that are compared at once
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images [B,3,H,W] in [0,1] -> feature maps of every tap, float32 [B,h w,C]."""
-        first = 4 * 64 * images.shape[2] * images.shape[3]  # bytes of one image's first map
-        parts = [self._some(part) for part in images.split(max(1, _CHUNK_BYTES // first))]
-        if len(parts) == 1:
-            return parts[0]
-        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+        return [level.flatten(1, 2) for level in self._maps(images, [])]
 
-    def _some(self, images: Tensor) -> list[Tensor]:
+    def _maps(self, images: Tensor, levels: list[Tensor]) -> list[Tensor]:
+        """Feature maps [B,h,w,C] of every tap, in `levels` where these have the right shape."""
+        first = 4 * 64 * images.shape[2] * images.shape[3]  # bytes of one image's first map
+        chunk = max(1, _CHUNK_BYTES // first)
+        for at in range(0, len(images), chunk):
+            self._some(images[at : at + chunk], len(images), at, levels)
+        return levels
+
+    def _some(self, images: Tensor, total: int, at: int, levels: list[Tensor]) -> None:
         x = torch.addcmul(self._summand, images, self._factor).permute(0, 2, 3, 1).contiguous()
-        out = []
+        turn = level = 0
         for layer, tap in self._layers:
-            x = layer(x)
-            if tap:
-                out.append(x.flatten(1, 2))
-        return out
+            if isinstance(layer, _ConvolutionRelu):
+                shape = (*x.shape[1:3], layer.width)
+                if tap:
+                    y = _place(levels, level, (total, *shape))[at : at + len(x)]
+                else:
+                    count = len(x) * shape[0] * shape[1] * shape[2]
+                    if self._spare[turn].numel() < count:
+                        self._spare[turn] = torch.empty(count)
+                    y = self._spare[turn][:count].view(len(x), *shape)
+                    turn = 1 - turn
+                layer(x, y)
+            else:
+                y = layer(x)
+                if tap:
+                    whole = _place(levels, level, (total, *y.shape[1:]))
+                    y = whole[at : at + len(x)].copy_(y)
+            x, level = y, level + int(tap)
+
+    def distances(
+        self,
+        pixels: Tensor,
+        reference: tuple[Tensor, list[Tensor]],
+        image: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+        near, far = torch.empty(len(image)), torch.empty(len(image))
+        for first in range(0, len(pixels), _TOGETHER):
+            some = pixels[first : first + _TOGETHER]
+            levels = self._maps(some, self._kept)
+            maps = [level[: len(some)].flatten(1, 2) for level in levels]
+            here = ((image >= first) & (image < first + len(some))).nonzero()[:, 0]
+            near[here], far[here] = self.pairs(
+                (some, maps), reference, image[here] - first, target[here]
+            )
+        return near, far
 
     def pairs(
         self,
@@ -107,3 +145,12 @@ class NativeLPIPS:
 
 def _plain_3x3(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
+
+
+def _place(levels: list[Tensor], level: int, shape: tuple[int, ...]) -> Tensor:
+    """The memory of a level's maps, at least so many of exactly this size."""
+    if level == len(levels):
+        levels.append(torch.empty(shape))
+    elif levels[level].shape[1:] != shape[1:] or len(levels[level]) < shape[0]:
+        levels[level] = torch.empty(shape)
+    return levels[level]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vlarft.engine.compare import Embedder, embed, pair_distances
+from vlarft.engine.compare import Embedder, embed, frame_distances, pair_distances
 from vlarft.engine.decode import Decoder, render
 from vlarft.engine.stats import Stopwatch
 from vlarft.models.tokenizer import DecoderFeatures
@@ -81,15 +81,12 @@ class Stream:
             some = slice(at, at + sum(counts[done : done + len(pixels)]))
             if some.stop > some.start:
                 with self.watch.stage("compare"):
-                    levels = self.metric.features(pixels) if maps is None else maps
-                    near[some], far[some] = pair_distances(
-                        self.metric,
-                        (pixels, levels),
-                        reference,
-                        image[some] - done,
-                        target[some],
-                        self.compare_batch,
-                    )
+                    which = (image[some] - done, target[some], self.compare_batch)
+                    if maps is None:
+                        found = frame_distances(self.metric, pixels, reference, *which)
+                    else:
+                        found = pair_distances(self.metric, (pixels, maps), reference, *which)
+                    near[some], far[some] = found
             self._keep(pixels, done)
             done, at = done + len(pixels), some.stop
         shape = (scenes, rollouts, times)

@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vlarft.errors import ConfigError, VlarftError
-from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
+from vlarft.terminal import Jobs, JsonFile, Python, command_line, console_for, say, write_result
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer may carry its own copy of click
 _SUBCOMMANDS = {
@@ -203,6 +203,77 @@ def rft(
         summary = finish(run, summary | extra, clock)
     _done(console, headline(summary), run / "report.html")
     write_result(json_file, summary)
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="Folder of the recordings; continued when it exists.")],
+    suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Tries of each task.")] = 10,
+    starts: Annotated[
+        str, typer.Option(help="Kinds in turn: standard, moved, swapped, spoilt (docs/data.md).")
+    ] = "standard",
+    shift: Annotated[
+        float, typer.Option(help="Largest move of objects and goal in x and y, m.")
+    ] = 0.05,
+    noise: Annotated[float, typer.Option(help="On the expert's motion, action units.")] = 0.06,
+    max_steps: Annotated[int, typer.Option(help="Longest episode.")] = 280,
+    seed: Annotated[int, typer.Option(help="Of moves and noise.")] = 0,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="Keep failed episodes too, in OUT/failures.")
+    ] = False,
+    frames: Annotated[
+        Path | None, typer.Option(help="Also draw the episodes into files in this folder.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Edge of the pictures in px, 16 to 1024.")] = 64,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="agentview (default) or another one; repeat.")
+    ] = None,
+    jobs: Jobs = 1,
+    python: Python = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Record a scripted expert in LIBERO's simulator; finished episodes are kept and not repeated.
+
+    Example: vlarft record --out recordings --episodes 14 --starts standard,moved --jobs 2
+    """
+    from vlarft.config import load_config
+    from vlarft.data.commands import episodes_progress
+    from vlarft.data.record import FAILURES, RecordConfig, Recorder, outcome_rows, undrawn
+    from vlarft.data.render import render_files
+    from vlarft.progress import progress_bar
+
+    console = console_for(json_file)
+    asked = {
+        "suite": suite,
+        "starts": starts.split(","),
+        "shift": shift,
+        "noise": noise,
+        "max_steps": max_steps,
+        "seed": seed,
+    }
+    recorder = Recorder(
+        out, load_config(RecordConfig, asked), keep_failures=failures, python=python
+    )
+    numbers = _ranges("--tasks", tasks) or list(range(recorder.tasks))
+    with progress_bar("recording") as progress:
+        recorded = recorder.record(numbers, episodes, jobs=jobs, progress=progress)
+    rows = outcome_rows(recorded)
+    for row in rows:
+        lost = f", {row['not_placed']} without a start" if row["not_placed"] else ""
+        say(console, f"{row['kind']}: {row['successes']} of {row['episodes']} solved{lost}")
+    if frames:
+        work = [
+            pair
+            for success, folder in ((True, frames), (False, frames / FAILURES))
+            for pair in undrawn([recorder.file(task, success) for task in numbers], folder)
+        ]
+        with episodes_progress() as shown:
+            render_files(work, size, camera or ["agentview"], None, jobs, shown, python=python)
+    say(console, f"recordings: {out.resolve()}")
+    result = {"config": asked, "outcomes": rows, "episodes": [asdict(one) for one in recorded]}
+    write_result(json_file, result)
 
 
 @eval_app.command("world-model")
@@ -412,9 +483,11 @@ def _stopped(arguments: list[str]) -> int:
     hints = {
         "demo": "; what was finished is kept, the same command goes on from there",
         "rft": "; what was finished is kept, the same command goes on from there",
+        "record": "; finished episodes are kept, the same command goes on from there",
         "train": "; finished steps are kept, the same command with --resume goes on after them",
     }
-    sys.stderr.write(f"stopped{hints.get(next(iter(arguments), ''), '')}\n")
+    name = next(iter(arguments), "")
+    sys.stderr.write(f"stopped{hints.get(name, '')}\n")
     return 130
 
 
@@ -447,6 +520,18 @@ def _usage(error: Any) -> str:
 def _done(console: Console, lines: Sequence[str], path: Path) -> None:
     for line in [*lines, f"report: {path.resolve()}"]:
         say(console, line)
+
+
+def _ranges(option: str, text: str | None) -> list[int]:
+    """Whole numbers of a text such as 0-4,7; none of None."""
+    numbers: list[int] = []
+    try:
+        for part in text.split(",") if text else []:
+            first, _, last = part.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: expected whole numbers such as 0-4,7") from error
+    return numbers
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 stopped
 
 import difflib
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -51,7 +52,7 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measure stages beside baselines and this machine's limits.")
 data_app = typer.Typer(help="LIBERO demonstrations: look, cut, draw, measure.")
 train_app = typer.Typer(help="Pre-train the tokenizer, the world model or the policy.")
-eval_app = typer.Typer(no_args_is_help=True, help="Measure: how good are imaginations?")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure: imaginations, and success in LIBERO.")
 weights_app = typer.Typer(no_args_is_help=True, help="Get pre-trained weights, checked by hash.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
@@ -276,6 +277,92 @@ def record(
     write_result(json_file, result)
 
 
+@eval_app.command("libero")
+def eval_libero(
+    policy: PolicyFolder = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(help="A fine-tuned policy to compare it with; repeat for one a seed."),
+    ] = None,
+    data: Data = None,
+    suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    starts: Annotated[str, typer.Option(help="moved, swapped or standard: docs/eval.md.")] = (
+        "moved"
+    ),
+    episodes: Annotated[int, typer.Option(help="Starts of each task and seed.")] = 20,
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2: each moves objects anew.")] = "0",
+    shift: Annotated[float, typer.Option(help="Largest move in x and y, m.")] = 0.05,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Longest episode [default: customary for the suite].")
+    ] = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="Initial states 40-49, kept for a last check.")
+    ] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of episodes already played.")] = Path(
+        "runs/libero-episodes"
+    ),
+    films: Annotated[
+        Path | None, typer.Option(help="Folder of an MP4 for each episode played now.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also write summary.json and report.html here.")
+    ] = None,
+    jobs: Jobs = 1,
+    python: Python = None,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Success rates in LIBERO's simulator, beside the policy made blind and a replay.
+
+    --data names the recordings that the policies learned from: their standard starts are left out,
+    and one episode of each task is replayed. Played episodes are kept and not repeated.
+
+    Example: vlarft eval libero --after runs/rft/policy --starts moved --episodes 20 --jobs 2
+    """
+    from vlarft.config import dump_config, load_config
+    from vlarft.demo import DEMOS, POLICY, Stopwatch, existing, finish
+    from vlarft.engine.resolve import resolve_device
+    from vlarft.eval.libero import Evaluation, LiberoConfig
+    from vlarft.models.flow_policy import FlowPolicy
+    from vlarft.progress import phase, progress_bar
+    from vlarft.report.environment import environment, write_environment
+
+    console, clock = console_for(json_file), Stopwatch()
+    asked = {
+        "suite": suite,
+        "tasks": _ranges("--tasks", tasks),
+        "starts": starts,
+        "episodes": episodes,
+        "seeds": _ranges("--seeds", seeds),
+        "shift": shift,
+        "max_steps": max_steps,
+        "final": final,
+    }
+    config, place = load_config(LiberoConfig, asked), resolve_device(device)
+    with clock("loading"), phase("asking LIBERO"):
+        policies = [
+            (folder, FlowPolicy.from_pretrained(existing(folder)).to(place))
+            for folder in [policy or POLICY, *(after or [])]
+        ]
+        evaluation = Evaluation(config, policies, data or [DEMOS], python)
+    with clock("episodes"), progress_bar("playing") as progress:
+        result, outcomes = evaluation.play(cache, jobs=jobs, films=films, progress=progress)
+    console.print(result.table())
+    for line in result.lines():
+        say(console, line)
+    facts = evaluation.facts() | {"machine": environment(), "command": command_line()}
+    summary = result.to_dict() | facts
+    if run:
+        write_environment(run)
+        dump_config(config, run / "config.yaml")
+        rows = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
+        (run / "episodes.jsonl").write_text(rows, encoding="utf-8")
+        summary = finish(run, summary, clock)
+        _done(console, [], run / "report.html")
+    write_result(json_file, summary)
+
+
 @eval_app.command("world-model")
 def eval_world_model(
     world: World = None,
@@ -483,10 +570,11 @@ def _stopped(arguments: list[str]) -> int:
     hints = {
         "demo": "; what was finished is kept, the same command goes on from there",
         "rft": "; what was finished is kept, the same command goes on from there",
+        "eval libero": "; played episodes are kept, the same command goes on from there",
         "record": "; finished episodes are kept, the same command goes on from there",
         "train": "; finished steps are kept, the same command with --resume goes on after them",
     }
-    name = next(iter(arguments), "")
+    name = " ".join(arguments[: 2 if arguments[:1] == ["eval"] else 1])
     sys.stderr.write(f"stopped{hints.get(name, '')}\n")
     return 130
 

@@ -31,7 +31,10 @@ class FakeScene:
     target, goal, objects = "milk", "basket", tuple(SIZES)
     state_size, cameras = STATE, ("agentview", "robot0_eye_in_hand")
 
-    def __init__(self, size=16, *, misses=0, breaks=None, topples=lambda _state: False):
+    def __init__(
+        self, size=16, *, misses=0, breaks=None, topples=lambda _state: False, goal_height=0.12
+    ):
+        self.sizes = SIZES | {"basket": (0.2, 0.2, goal_height)}
         self.size, self.misses, self.breaks, self.topples = size, misses, breaks, topples
         self.steps = self.drawn = 0
         self.films = []
@@ -66,7 +69,7 @@ class FakeScene:
 
     def points(self, name):
         x, y, z, w, _, _, k = self._state[self.entries(name)]
-        half = np.array(SIZES[name]) / 2
+        half = np.array(self.sizes[name]) / 2
         grid = np.array(np.meshgrid(*[np.linspace(-1, 1, 5)] * 3)).reshape(3, -1).T * half
         return grid @ turn(2 * np.arctan2(k, w)).T + (x, y, z)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.libero.fake_scene import FakeScene, initial_state
+from tests.libero.fake_scene import FIRST, FakeScene, initial_state
 from vlarft.libero.expert import OPENING, Expert, Phase, plan_grasp, play_expert
 
 FAR = np.array([[9.0, 9.0]])
@@ -89,3 +89,12 @@ def test_what_is_too_wide_is_taken_by_its_rim():
     assert np.linalg.norm(grasp.point[:2]) == pytest.approx(radius - 0.006)
     assert grasp.point[0] < 0  # away from the neighbour
     assert grasp.point[2] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flat_goal_is_reached_in_one_attempt(seed):
+    """The lift over a plate is small, and must not be taken for a missed grasp."""
+    scene, state = FakeScene(goal_height=0.02), initial_state()
+    state[FIRST["basket"] + 2] = 0.01  # it lies on the floor
+    rollout = play_expert(scene, state, np.random.default_rng(seed))
+    assert (rollout.success, rollout.attempts) == (True, 1)

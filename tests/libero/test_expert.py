@@ -98,3 +98,14 @@ def test_a_flat_goal_is_reached_in_one_attempt(seed):
     state[FIRST["basket"] + 2] = 0.01  # it lies on the floor
     rollout = play_expert(scene, state, np.random.default_rng(seed))
     assert (rollout.success, rollout.attempts) == (True, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_object_from_high_up_is_not_dropped(seed):
+    scene, state = FakeScene(goal_height=0.02), initial_state()
+    state[FIRST["basket"] + 2] = 0.01
+    state[FIRST["milk"] + 2] += 0.3  # on a cabinet
+    rollout = play_expert(scene, state, np.random.default_rng(seed))
+    assert rollout.success
+    released = rollout.states[np.flatnonzero(rollout.actions[:, 6] > 0)[-1] + 1]
+    assert released[FIRST["milk"] + 2] < 0.1  # its middle, when it stands: 0.06

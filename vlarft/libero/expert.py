@@ -193,7 +193,7 @@ class Expert:
                 elif self._off(now) < 0.015 or steps > 90:
                     self._enter(Phase.LOWER)
             case Phase.LOWER:
-                near_z, limit = (0.015, 12) if self._deep else (0.006, 25)
+                near_z, limit = (0.015, 12) if self._deep else (0.006, 60)
                 if abs(z - self._release_z) < near_z or steps > limit:
                     self._enter(Phase.RELEASE)
             case Phase.RELEASE:

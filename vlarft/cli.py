@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 stopped
 
 import difflib
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -18,7 +19,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vlarft.errors import ConfigError, VlarftError
-from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
+from vlarft.terminal import Jobs, JsonFile, Python, command_line, console_for, say, write_result
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer may carry its own copy of click
 _SUBCOMMANDS = {
@@ -51,7 +52,7 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measure stages beside baselines and this machine's limits.")
 data_app = typer.Typer(help="LIBERO demonstrations: look, cut, draw, measure.")
 train_app = typer.Typer(help="Pre-train the tokenizer, the world model or the policy.")
-eval_app = typer.Typer(no_args_is_help=True, help="Measure: how good are imaginations?")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure: imaginations, and success in LIBERO.")
 weights_app = typer.Typer(no_args_is_help=True, help="Get pre-trained weights, checked by hash.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
@@ -202,6 +203,163 @@ def rft(
             show_policies(bench, start, run / "policy", run, wanted, pictures)
         summary = finish(run, summary | extra, clock)
     _done(console, headline(summary), run / "report.html")
+    write_result(json_file, summary)
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="Folder of the recordings; continued when it exists.")],
+    suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Tries of each task.")] = 10,
+    starts: Annotated[
+        str, typer.Option(help="Kinds in turn: standard, moved, swapped, spoilt (docs/data.md).")
+    ] = "standard",
+    shift: Annotated[
+        float, typer.Option(help="Largest move of objects and goal in x and y, m.")
+    ] = 0.05,
+    noise: Annotated[float, typer.Option(help="On the expert's motion, action units.")] = 0.06,
+    max_steps: Annotated[int, typer.Option(help="Longest episode.")] = 280,
+    seed: Annotated[int, typer.Option(help="Of moves and noise.")] = 0,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="Keep failed episodes too, in OUT/failures.")
+    ] = False,
+    frames: Annotated[
+        Path | None, typer.Option(help="Also draw the episodes into files in this folder.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Edge of the pictures in px, 16 to 1024.")] = 64,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="agentview (default) or another one; repeat.")
+    ] = None,
+    jobs: Jobs = 1,
+    python: Python = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Record a scripted expert in LIBERO's simulator; finished episodes are kept and not repeated.
+
+    Example: vlarft record --out recordings --episodes 14 --starts standard,moved --jobs 2
+    """
+    from vlarft.config import load_config
+    from vlarft.data.commands import episodes_progress
+    from vlarft.data.record import FAILURES, RecordConfig, Recorder, outcome_rows, undrawn
+    from vlarft.data.render import render_files
+    from vlarft.progress import progress_bar
+
+    console = console_for(json_file)
+    asked = {
+        "suite": suite,
+        "starts": starts.split(","),
+        "shift": shift,
+        "noise": noise,
+        "max_steps": max_steps,
+        "seed": seed,
+    }
+    recorder = Recorder(
+        out, load_config(RecordConfig, asked), keep_failures=failures, python=python
+    )
+    numbers = _ranges("--tasks", tasks) or list(range(recorder.tasks))
+    with progress_bar("recording") as progress:
+        recorded = recorder.record(numbers, episodes, jobs=jobs, progress=progress)
+    rows = outcome_rows(recorded)
+    for row in rows:
+        lost = f", {row['not_placed']} without a start" if row["not_placed"] else ""
+        say(console, f"{row['kind']}: {row['successes']} of {row['episodes']} solved{lost}")
+    if frames:
+        work = [
+            pair
+            for success, folder in ((True, frames), (False, frames / FAILURES))
+            for pair in undrawn([recorder.file(task, success) for task in numbers], folder)
+        ]
+        with episodes_progress() as shown:
+            render_files(work, size, camera or ["agentview"], None, jobs, shown, python=python)
+    say(console, f"recordings: {out.resolve()}")
+    result = {"config": asked, "outcomes": rows, "episodes": [asdict(one) for one in recorded]}
+    write_result(json_file, result)
+
+
+@eval_app.command("libero")
+def eval_libero(
+    policy: PolicyFolder = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(help="A fine-tuned policy to compare it with; repeat for one a seed."),
+    ] = None,
+    data: Data = None,
+    suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    starts: Annotated[str, typer.Option(help="moved, swapped or standard: docs/eval.md.")] = (
+        "moved"
+    ),
+    episodes: Annotated[int, typer.Option(help="Starts of each task and seed.")] = 20,
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2: each moves objects anew.")] = "0",
+    shift: Annotated[float, typer.Option(help="Largest move in x and y, m.")] = 0.05,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Longest episode [default: customary for the suite].")
+    ] = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="Initial states 40-49, kept for a last check.")
+    ] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of episodes already played.")] = Path(
+        "runs/libero-episodes"
+    ),
+    films: Annotated[
+        Path | None, typer.Option(help="Folder of an MP4 for each episode played now.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also write summary.json and report.html here.")
+    ] = None,
+    jobs: Jobs = 1,
+    python: Python = None,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Success rates in LIBERO's simulator, beside the policy made blind and a replay.
+
+    --data names the recordings that the policies learned from: their standard starts are left out,
+    and one episode of each task is replayed. Played episodes are kept and not repeated.
+
+    Example: vlarft eval libero --after runs/rft/policy --starts moved --episodes 20 --jobs 2
+    """
+    from vlarft.config import dump_config, load_config
+    from vlarft.demo import DEMOS, POLICY, Stopwatch, existing, finish
+    from vlarft.engine.resolve import resolve_device
+    from vlarft.eval.libero import Evaluation, LiberoConfig
+    from vlarft.models.flow_policy import FlowPolicy
+    from vlarft.progress import phase, progress_bar
+    from vlarft.report.environment import environment, write_environment
+
+    console, clock = console_for(json_file), Stopwatch()
+    asked = {
+        "suite": suite,
+        "tasks": _ranges("--tasks", tasks),
+        "starts": starts,
+        "episodes": episodes,
+        "seeds": _ranges("--seeds", seeds),
+        "shift": shift,
+        "max_steps": max_steps,
+        "final": final,
+    }
+    config, place = load_config(LiberoConfig, asked), resolve_device(device)
+    with clock("loading"), phase("asking LIBERO"):
+        policies = [
+            (folder, FlowPolicy.from_pretrained(existing(folder)).to(place))
+            for folder in [policy or POLICY, *(after or [])]
+        ]
+        evaluation = Evaluation(config, policies, data or [DEMOS], python)
+    with clock("episodes"), progress_bar("playing") as progress:
+        result, outcomes = evaluation.play(cache, jobs=jobs, films=films, progress=progress)
+    console.print(result.table())
+    for line in result.lines():
+        say(console, line)
+    facts = evaluation.facts() | {"machine": environment(), "command": command_line()}
+    summary = result.to_dict() | facts
+    if run:
+        write_environment(run)
+        dump_config(config, run / "config.yaml")
+        rows = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
+        (run / "episodes.jsonl").write_text(rows, encoding="utf-8")
+        summary = finish(run, summary, clock)
+        _done(console, [], run / "report.html")
     write_result(json_file, summary)
 
 
@@ -481,9 +639,12 @@ def _stopped(arguments: list[str]) -> int:
     hints = {
         "demo": "; what was finished is kept, the same command goes on from there",
         "rft": "; what was finished is kept, the same command goes on from there",
+        "eval libero": "; played episodes are kept, the same command goes on from there",
+        "record": "; finished episodes are kept, the same command goes on from there",
         "train": "; finished steps are kept, the same command with --resume goes on after them",
     }
-    sys.stderr.write(f"stopped{hints.get(next(iter(arguments), ''), '')}\n")
+    name = " ".join(arguments[: 2 if arguments[:1] == ["eval"] else 1])
+    sys.stderr.write(f"stopped{hints.get(name, '')}\n")
     return 130
 
 
@@ -516,6 +677,18 @@ def _usage(error: Any) -> str:
 def _done(console: Console, lines: Sequence[str], path: Path) -> None:
     for line in [*lines, f"report: {path.resolve()}"]:
         say(console, line)
+
+
+def _ranges(option: str, text: str | None) -> list[int]:
+    """Whole numbers of a text such as 0-4,7; none of None."""
+    numbers: list[int] = []
+    try:
+        for part in text.split(",") if text else []:
+            first, _, last = part.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: expected whole numbers such as 0-4,7") from error
+    return numbers
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -35,3 +35,7 @@ class UnsupportedModelError(VlarftError):
 
 class BackendError(VlarftError):
     """A back end is not available here, or failed; the message gives the reason."""
+
+
+class SimulatorError(VlarftError):
+    """An episode failed for a technical reason: the simulator stopped or its physics diverged."""

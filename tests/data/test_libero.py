@@ -233,7 +233,7 @@ def test_paths_and_arguments(tmp_path):
         (lambda: read_episodes(file, "val"), "no episode of split 'val'"),
         (lambda: read_episodes(file, "test"), "allowed: train, val"),
         (lambda: read_episodes(file, limit=0), "allowed: 1 or more"),
-        (lambda: read_episodes(file, camera="front"), "allowed: agentview_rgb"),
+        (lambda: read_episodes(file, camera="front"), "such as agentview_rgb"),
     ]:
         with pytest.raises(DataError, match=words):
             call()

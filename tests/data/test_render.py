@@ -16,8 +16,19 @@ class PaintedSimulator:
 
     env_name, bddl, language, state_size = "painted", "painted.bddl", "pick it up", STATE
 
-    def __init__(self, _suite, _task_id, size):
+    cameras = ("agentview", "robot0_eye_in_hand", "birdview")
+
+    def __init__(self, _suite, _task_id, size, _python, _renderer):
         self.size, self.state = size, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def interrupt(self):
+        pass
 
     def set_state(self, state):
         self.state = state
@@ -29,13 +40,12 @@ class PaintedSimulator:
         sizes = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2, "joint_states": 7}
         return {key: np.full(size, self.state[1]) for key, size in sizes.items()}
 
-    def close(self):
-        pass
-
 
 @pytest.fixture(autouse=True)
 def painted(monkeypatch):
-    monkeypatch.setattr(render, "Simulator", PaintedSimulator)
+    monkeypatch.setattr(render, "RemoteSimulator", PaintedSimulator)
+    monkeypatch.setattr(render, "ask", lambda *_: {})
+    monkeypatch.setattr(render, "choose_renderer", lambda _python: ("egl", "painted"))
 
 
 @pytest.fixture
@@ -58,7 +68,7 @@ def test_every_state_is_drawn_in_the_order_of_episode_numbers(recording, tmp_pat
     drawn, seen = tmp_path / "a_demo.hdf5", []
     result = render_file(recording, drawn, size=16, progress=lambda *report: seen.append(report))
     assert result == (2, 10)
-    assert seen == [("demo_2", 1, 2), ("demo_10", 2, 2)]
+    assert seen == [(drawn, "demo_2", 1, 2), (drawn, "demo_10", 2, 2)]
     (episode,) = read_episodes(drawn, "val", limit=1)
     assert episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert len(episode.actions) == 4
@@ -141,3 +151,27 @@ def refused(recording, tmp_path, words):
     for word in words:
         assert word in message
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_any_camera_of_the_simulator_is_drawn(recording, tmp_path):
+    drawn = tmp_path / "a_demo.hdf5"
+    render_file(recording, drawn, size=16, cameras=["birdview", "robot0_eye_in_hand"])
+    with h5py.File(drawn) as file:
+        pictures = {key for key in file["data/demo_2/obs"] if key.endswith("_rgb")}
+    assert pictures == {"birdview_rgb", "eye_in_hand_rgb"}
+    assert read_episodes(drawn, camera="birdview_rgb")[0].frames.shape == (5, 16, 16, 3)
+
+
+def test_a_camera_that_does_not_exist(recording, tmp_path):
+    with pytest.raises(DataError, match="no camera 'front'; allowed: agentview, robot"):
+        render_file(recording, tmp_path / "a_demo.hdf5", size=16, cameras=["front"])
+    assert not list(tmp_path.glob("a_demo*"))
+
+
+def test_a_stopped_drawing_leaves_nothing(recording, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_file(recording, tmp_path / "a_demo.hdf5", size=16, progress=stop)
+    assert not list(tmp_path.glob("a_demo*"))

@@ -23,7 +23,6 @@ PROPRIOCEPTION = (
     ("gripper_states", 2),
 )  # the 8 numbers a policy sees, in this order
 PROPRIOCEPTION_SIZE = sum(size for _, size in PROPRIOCEPTION)
-CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 ORIENTATION = "rotated-180"  # of every frame that leaves this module
 NOOP_NORM = (
     1e-4  # OpenVLA's rule: an action that moves less and leaves the gripper alone is dropped
@@ -75,6 +74,18 @@ class Episode:
         return self.frames.shape[1], self.frames.shape[2]
 
 
+def check_camera(camera: str) -> None:
+    """Refuse what cannot be the key of a camera's pictures.
+
+    Raises:
+        DataError: it does not end in "_rgb".
+    """
+    if not camera.endswith("_rgb"):
+        raise DataError(
+            f"camera '{camera}'; allowed: names that end in _rgb, such as agentview_rgb"
+        )
+
+
 def split_of(number: int) -> Split:
     """Split of an episode whose file does not name one: every seventh, and the 13th, validates."""
     return "val" if number % 7 == 3 or number == 13 else "train"
@@ -95,7 +106,7 @@ def read_episodes(
         paths: HDF5 files, or folders whose `*.hdf5` are read in the order of their names.
         split: only "train" or only "val"; None reads both.
         limit: at most this many episodes of each file (after `split`), None for all.
-        camera: "agentview_rgb" or "eye_in_hand_rgb".
+        camera: key of the pictures, e.g. "agentview_rgb" or "eye_in_hand_rgb".
         drop_noops: leave out actions that neither move (norm of the first six below 1e-4) nor
             change the gripper of the action kept before, with the observation before them.
         progress: called with (file, files done, files in all) after each file.
@@ -110,8 +121,7 @@ def read_episodes(
         raise DataError(f"split '{split}'; allowed: {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise DataError(f"limit {limit}; allowed: 1 or more")
-    if camera not in CAMERAS:
-        raise DataError(f"camera '{camera}'; allowed: {', '.join(CAMERAS)}")
+    check_camera(camera)
     files = find_files(paths)
     episodes: list[Episode] = []
     for done, file in enumerate(files, start=1):

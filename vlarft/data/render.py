@@ -5,24 +5,38 @@ Source files hold, per episode, `states` [L+1, S] (states[i] is before actions[i
 window may reach the end. Frames keep LIBERO's raw rows; readers turn them.
 """
 
-import contextlib
 import json
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import h5py
 import numpy as np
 
 from vlarft.data.libero import ACTION_SIZE, episode_names, open_libero, read_floats
-from vlarft.data.simulator import Simulator
-from vlarft.errors import DataError
+from vlarft.errors import DataError, SimulatorError
+from vlarft.libero.parallel import run_by_task
+from vlarft.libero.remote import RemoteSimulator, ask, choose_renderer
 
-CAMERA_FIELD = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}
+EYE_IN_HAND = "robot0_eye_in_hand"
 PROPRIOCEPTION = ("ee_pos", "ee_ori", "gripper_states", "joint_states")
+
+
+Shown = Callable[[Path, str, int, int], None]
+"""Called with (file, episode, episodes done, episodes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A checked source; `task` is its place in the work."""
+
+    task: int
+    source: Path
+    destination: Path
+    meta: dict[str, Any]
+    state_size: int
 
 
 def render_file(
@@ -31,43 +45,115 @@ def render_file(
     size: int = 64,
     cameras: Sequence[str] = ("agentview",),
     limit: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Shown | None = None,
 ) -> tuple[int, int]:
-    """Draw every recorded state of one file.
+    """Draw every recorded state of one file; see `render_files`."""
+    return render_files([(source, destination)], size, cameras, limit, progress=progress)[0]
+
+
+def render_files(
+    work: Sequence[tuple[Path, Path]],
+    size: int = 64,
+    cameras: Sequence[str] = ("agentview",),
+    limit: int | None = None,
+    jobs: int = 1,
+    progress: Shown | None = None,
+    *,
+    python: Path | None = None,
+) -> list[tuple[int, int]]:
+    """Draw every recorded state of some files, each with a simulator of its own.
 
     Args:
-        source: HDF5 of simulator states and actions of one task.
-        destination: HDF5 to write; it appears only when complete.
+        work: pairs of source (HDF5 of simulator states and actions of one task) and destination
+            (HDF5 to write; it appears only when complete).
         size: edge of the square frames in pixels, 16 to 1024.
-        cameras: "agentview" and/or "robot0_eye_in_hand".
-        limit: only the first episodes.
-        progress: called with (episode, done, total) after each episode.
+        cameras: names of the simulator's cameras, e.g. "agentview", "robot0_eye_in_hand".
+        limit: only the first episodes of each file.
+        jobs: simulators at a time, 1 or more.
+        progress: called with (destination, episode, done, total) after each episode.
+        python: interpreter with LIBERO; None is this one.
 
     Returns:
-        Number of episodes and of frames written.
+        Numbers of episodes and of frames written of each file.
 
     Raises:
-        DataError: the source is damaged or not a file of recorded states; names file and key.
+        DataError: a source is damaged or not a file of recorded states; names file and key. All are
+            checked before the first picture.
         BackendError: LIBERO's simulator or OpenGL is not available.
+        SimulatorError: a simulator failed; complete files are kept.
     """
     if not 16 <= size <= 1024:
         raise DataError(f"size {size} px; allowed: 16 to 1024")
-    for camera in cameras:
-        if camera not in CAMERA_FIELD:
-            raise DataError(f"unknown camera '{camera}'; allowed: {', '.join(CAMERA_FIELD)}")
+    files = [_check_source(number, *pair) for number, pair in enumerate(work)]
+    if not files:
+        return []
+    ask("versions", python)  # refuses here when LIBERO is missing or its MuJoCo breaks tasks
+    renderer, _ = choose_renderer(python)
+    results: dict[int, tuple[int, int]] = {}
+
+    def open_file(number: int) -> RemoteSimulator:
+        meta = files[number].meta
+        suite, task = str(meta["suite"]), int(meta["task_id"])
+        return RemoteSimulator(suite, task, size, python, renderer)
+
+    def draw(simulator: RemoteSimulator, file: _File) -> None:
+        _check_simulator(simulator, file, cameras)
+        show = partial(progress, file.destination) if progress else None
+        results[file.task] = _draw_file(simulator, file, cameras, limit, show)
+
+    def failed(file: _File, error: SimulatorError) -> None:
+        raise SimulatorError(f"{file.source}: {error}") from error
+
+    run_by_task(files, jobs, open_file, draw, failed)
+    return [results[file.task] for file in files]
+
+
+def _check_source(number: int, source: Path, destination: Path) -> _File:
     with open_libero(source) as recording:
         meta = _source_attributes(recording["data"], source)
-        width = _check_episodes(recording["data"], source)
-    simulator = Simulator(str(meta["suite"]), int(meta["task_id"]), size)
-    if width != simulator.state_size:
+        return _File(number, source, destination, meta, _check_episodes(recording["data"], source))
+
+
+def _check_simulator(simulator: RemoteSimulator, file: _File, cameras: Sequence[str]) -> None:
+    if file.state_size != simulator.state_size:
         raise DataError(
-            f"{source}: states of {width} numbers; task {meta['task_id']} of {meta['suite']} "
-            f"has {simulator.state_size}; draw them with the LIBERO they were recorded with"
+            f"{file.source}: states of {file.state_size} numbers; task {file.meta['task_id']} of "
+            f"{file.meta['suite']} has {simulator.state_size}; draw them with the LIBERO they were "
+            "recorded with"
         )
-    partial = destination.with_suffix(".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    frames = 0
-    with h5py.File(source, "r") as recording, h5py.File(partial, "w") as out:
+    for camera in cameras:
+        if camera not in simulator.cameras:
+            raise DataError(f"no camera '{camera}'; allowed: {', '.join(simulator.cameras)}")
+
+
+def _draw_file(
+    simulator: RemoteSimulator,
+    file: _File,
+    cameras: Sequence[str],
+    limit: int | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[int, int]:
+    unfinished = file.destination.with_suffix(".partial")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        counts = _draw_episodes(simulator, file, unfinished, cameras, limit, progress)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    unfinished.replace(file.destination)
+    return counts
+
+
+def _draw_episodes(
+    simulator: RemoteSimulator,
+    file: _File,
+    unfinished: Path,
+    cameras: Sequence[str],
+    limit: int | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[int, int]:
+    meta, frames = file.meta, 0
+    with h5py.File(file.source, "r") as recording, h5py.File(unfinished, "w") as out:
         names = episode_names(recording["data"])[:limit]
         group = out.create_group("data")
         for done, name in enumerate(names, start=1):
@@ -92,8 +178,8 @@ def render_file(
                     "env_name": simulator.env_name,
                     "bddl_file": simulator.bddl,
                     "env_kwargs": {
-                        "camera_heights": size,
-                        "camera_widths": size,
+                        "camera_heights": simulator.size,
+                        "camera_widths": simulator.size,
                         "control_freq": 20,
                     },
                 }
@@ -101,80 +187,12 @@ def render_file(
             num_demos=len(names),
             total=frames,
         )
-        simulator.close()
-    partial.replace(destination)
     return len(names), frames
 
 
-def render_files(
-    work: Sequence[tuple[Path, Path]],
-    size: int = 64,
-    cameras: Sequence[str] = ("agentview",),
-    limit: int | None = None,
-    jobs: int = 1,
-    progress: Callable[[Path, str, int, int], None] | None = None,
-) -> list[tuple[int, int]]:
-    """Draw several files, each in a process of its own, `jobs` at a time.
-
-    A simulator and its OpenGL context are freed for certain only when their process ends.
-
-    Args:
-        work: pairs of source and destination.
-        size: as for `render_file`, like `cameras` and `limit`.
-        cameras: see `size`.
-        limit: see `size`.
-        jobs: processes, 1 or more.
-        progress: called with (destination, episode, done, total) after each episode.
-
-    Returns:
-        Numbers of episodes and frames of each file.
-
-    Raises:
-        DataError: a source is not a file of recorded states; files being drawn are finished first.
-        BackendError: LIBERO's simulator or OpenGL is not available.
-    """
-    if not work:
-        return []
-    context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
-    reports = context.Queue()
-    with ProcessPoolExecutor(
-        max_workers=min(jobs, len(work)),
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(reports,),
-        max_tasks_per_child=1,
-    ) as pool:
-        futures = [pool.submit(_draw, *pair, size, tuple(cameras), limit) for pair in work]
-        while True:
-            finished = all(future.done() for future in futures)
-            with contextlib.suppress(Empty):
-                while True:
-                    report = reports.get(timeout=0.2)
-                    if progress:
-                        progress(*report)
-            failed = next((f for f in futures if f.done() and f.exception() is not None), None)
-            if failed is not None:
-                pool.shutdown(cancel_futures=True)
-                failed.result()
-            if finished:
-                return [future.result() for future in futures]
-
-
-_reports: Any = None  # a worker's way to tell its parent about episodes
-
-
-def _start_worker(reports: Any) -> None:
-    global _reports
-    _reports = reports
-
-
-def _draw(
-    source: Path, target: Path, size: int, cameras: Sequence[str], limit: int | None
-) -> tuple[int, int]:
-    def report(name: str, done: int, total: int) -> None:
-        _reports.put((target, name, done, total))
-
-    return render_file(source, target, size, cameras, limit, report)
+def camera_field(camera: str) -> str:
+    """Key of a camera's pictures under `obs`: LIBERO's name for the wrist, NAME_rgb for others."""
+    return "eye_in_hand_rgb" if camera == EYE_IN_HAND else f"{camera}_rgb"
 
 
 def _source_attributes(data: h5py.Group, source: Path) -> dict[str, Any]:
@@ -218,16 +236,16 @@ def _check_episodes(data: h5py.Group, source: Path) -> int:
 
 
 def _render_episode(
-    simulator: Simulator, episode: h5py.Group, out: h5py.Group, cameras: Sequence[str]
+    simulator: RemoteSimulator, episode: h5py.Group, out: h5py.Group, cameras: Sequence[str]
 ) -> int:
     states = episode["states"][()].astype(np.float64)
-    fields: dict[str, list[Any]] = {CAMERA_FIELD[camera]: [] for camera in cameras} | {
+    fields: dict[str, list[Any]] = {camera_field(camera): [] for camera in cameras} | {
         k: [] for k in PROPRIOCEPTION
     }
     for state in states:
         simulator.set_state(state)
         for camera in cameras:
-            fields[CAMERA_FIELD[camera]].append(simulator.draw(camera))
+            fields[camera_field(camera)].append(simulator.draw(camera))
         for key, value in simulator.proprioception().items():
             fields[key].append(value)
     for key, values in fields.items():

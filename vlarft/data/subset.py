@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vlarft.data.libero import (
-    CAMERAS,
     PROPRIOCEPTION,
     SPLITS,
+    check_camera,
     episode_names,
     episode_split,
     find_files,
@@ -63,7 +63,7 @@ def subset_files(
         destination: folder of the new files, which keep their names.
         train: training episodes of each file, 0 or more.
         val: validation episodes of each file, 0 or more.
-        camera: "agentview_rgb" or "eye_in_hand_rgb".
+        camera: key of the pictures, e.g. "agentview_rgb" or "eye_in_hand_rgb".
         drop_noops: leave out actions that do nothing, as `read_episodes` does.
         limit_bytes: refuse a larger result, None for any size.
         overwrite: replace files that exist.
@@ -78,8 +78,7 @@ def subset_files(
     """
     if train < 0 or val < 0 or train + val == 0:
         raise DataError(f"{train} train and {val} val episodes; allowed: 0 or more, not both 0")
-    if camera not in CAMERAS:
-        raise DataError(f"camera '{camera}'; allowed: {', '.join(CAMERAS)}")
+    check_camera(camera)
     sources = find_files(paths)
     targets = [destination / source.name for source in sources]
     if len(set(targets)) < len(targets):

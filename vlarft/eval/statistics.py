@@ -1,12 +1,14 @@
-"""Bootstrap intervals clustered by episode.
+"""Intervals: bootstraps clustered by episode, and of success rates.
 
 Windows of one episode look alike, so they are not independent: a draw takes whole episodes with
 replacement, as often as there are episodes. Every quantity of a comparison uses the same draws, so
 what a window contributes to both sides cancels (a paired comparison).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -116,3 +118,59 @@ def mean_interval(
         )
     column = values.double()
     return bootstrap(lambda w: (w * column).sum(1) / w.sum(1), episode, draws=draws, seed=seed)
+
+
+def wilson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a success rate, in [0, 1]; (0, 1) without trials.
+
+    Source: E. B. Wilson, JASA 22 (1927). It stays sensible at 0% and 100%, and for few trials.
+    """
+    if not trials:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    rate, shrink = successes / trials, 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / shrink
+    half = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_difference(
+    before: Tensor,
+    after: Tensor,
+    clusters: Sequence[Tensor],
+    *,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Estimate:
+    """Mean of `after - before` over pairs, with an interval clustered in several ways.
+
+    A draw takes, of each clustering, as many clusters as there are, with replacement; a pair counts
+    as often as the product says (tasks and seeds, say). A clustering of one cluster is no change.
+
+    Args:
+        before: float or bool [E].
+        after: the same pairs' other values.
+        clusters: int [E] each.
+        draws: bootstrap draws.
+        level: coverage, in (0, 1).
+
+    Raises:
+        ShapeError: shapes differ.
+        DataError: no clustering has two clusters, so no interval exists.
+    """
+    if any(values.shape != before.shape for values in (after, *clusters)):
+        raise ShapeError(
+            f"paired values {list(before.shape)} and {list(after.shape)} and their clusters must "
+            "be equal [E]"
+        )
+    if all(len(torch.unique(labels)) < 2 for labels in clusters):
+        raise DataError("an interval needs at least 2 clusters of pairs, got 1; evaluate more")
+    difference = after.double() - before.double()
+    weights = torch.ones(draws, len(difference), dtype=torch.float64)
+    for seed, labels in enumerate(clusters):
+        weights *= episode_weights(labels, draws, seed)
+    total = weights.sum(1)
+    drawn = (weights @ difference)[total > 0] / total[total > 0]
+    tail = (1 - level) / 2
+    low, high = torch.quantile(drawn, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Estimate(float(difference.mean()), (low, high))

@@ -10,6 +10,7 @@ from vlarft.config import read_yaml
 from vlarft.errors import DataError
 from vlarft.eval.world_model import LABELS, METHODS, OVER_COPY_DB, OVER_SWAPPED_DB
 from vlarft.report.charts import amount
+from vlarft.report.closed_loop import closed_loop_report
 from vlarft.report.data import (
     Chart,
     Check,
@@ -46,7 +47,7 @@ def build_report(run: Path) -> ReportData:
     """Everything the report of a run shows.
 
     Args:
-        run: folder of `vlarft demo`, `rft`, `train ...` or `eval world-model`.
+        run: folder of `vlarft demo`, `rft`, `train ...` or `eval ...`.
 
     Raises:
         DataError: the folder is missing or holds neither summary.json nor metrics.jsonl.
@@ -63,6 +64,8 @@ def build_report(run: Path) -> ReportData:
         "rft-experiment": _experiment,
         "rft": _single,
         "world-model": _world_model,
+        "libero": _closed_loop,
+        "libero-paired": _closed_loop,
     }
     return builders.get(str(summary.get("kind")), _pretraining)(run, summary, metrics)
 
@@ -576,6 +579,14 @@ def _quality_table(summary: Summary) -> TableData:
         rows,
         f"{summary['windows']} validation windows, free-running. The tokenizer's reconstruction "
         "is the ceiling.",
+    )
+
+
+def _closed_loop(run: Path, summary: Summary, _metrics: list[Record]) -> ReportData:
+    return replace(
+        closed_loop_report(run, summary),
+        configuration=_text(run / "config.yaml"),
+        environment=_json(run / "environment.json"),
     )
 
 

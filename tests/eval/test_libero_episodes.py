@@ -1,0 +1,242 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.libero.fake_scene import FakeScene
+from tests.models.policy_helpers import STATISTICS
+from vlarft.data.libero import PROPRIOCEPTION_SIZE
+from vlarft.errors import ConfigError, DataError
+from vlarft.eval import libero
+from vlarft.eval.closed_loop import BLIND_GREY, PolicyContestant, ReplayContestant, play
+from vlarft.eval.episodes import Arm, EpisodeStore, Protocol, run_episodes
+from vlarft.eval.libero import Evaluation, LiberoConfig, build_arms
+from vlarft.eval.starts import Start
+from vlarft.libero.expert import play_expert
+from vlarft.models.flow_policy import FlowPolicyConfig, build_policy
+
+PROTOCOL = Protocol(280, {"mujoco": "2.3.7"}, "painter")
+
+
+def demonstration():
+    scene = FakeScene()
+    return play_expert(scene, scene.initial_states()[0], np.random.default_rng(0)).actions
+
+
+class Named:
+    """A contestant that replays, under a name of its own."""
+
+    def __init__(self, name, actions=None):
+        self.identity, self.played = {"name": name}, 0
+        self._replay = ReplayContestant({0: demonstration() if actions is None else actions})
+
+    def player(self, _task, instruction):
+        self.played += 1
+        assert instruction == "pick up the milk"
+        return self._replay.player(0, instruction)
+
+
+def standard(number, task=0):
+    return (0, Start("suite", task, "standard", number, number, 0, 0.0))
+
+
+def test_the_camera_is_used_once_a_plan():
+    policy = build_policy("tiny", STATISTICS)
+    scene = FakeScene(size=32)
+    state = scene.initial_states()[0]
+    player = PolicyContestant(policy).player(0, "pick up the milk")
+    solved, steps = play(scene, state, player, 50)
+    horizon = policy.config.horizon
+    assert (solved, steps) == (False, 50)
+    assert scene.drawn == -(-50 // horizon)
+    blind = FakeScene(size=32)
+    play(blind, state, PolicyContestant(policy, blind=True).player(0, "pick up the milk"), 50)
+    assert blind.drawn == 0
+
+
+def test_what_the_policy_sees_and_what_the_robot_gets(monkeypatch):
+    policy, seen = build_policy("tiny", STATISTICS), []
+
+    def act(observation, _generator=None):
+        seen.append(observation)
+        actions = torch.full((1, policy.config.horizon, 7), 1.7)
+        actions[..., 6] = 0.01
+        return actions
+
+    monkeypatch.setattr(policy, "act", act)
+    scene = FakeScene(size=32)
+    for blind in (False, True):
+        actions = PolicyContestant(policy, blind).act(scene, "pick up the milk")
+        assert (actions == 1).all()  # in range, the gripper closed
+    looking, blinded = seen
+    assert looking.image[0, -1, -1].tolist() == [255] * 3  # turned, as recordings are
+    assert looking.proprioception.shape == (1, PROPRIOCEPTION_SIZE)
+    assert (blinded.image == BLIND_GREY).all()
+
+
+def test_a_replay_waits_after_its_last_action_and_ends():
+    actions = np.zeros((5, 7), np.float32)
+    scene = FakeScene()
+    player = ReplayContestant({0: actions}).player(0, "")
+    assert play(scene, scene.initial_states()[0], player, 280) == (False, 25)
+    assert play(scene, scene.initial_states()[0], player, 7) == (False, 7)
+
+
+def test_every_arm_plays_every_start_and_nothing_twice(tmp_path):
+    good, bad = Named("good"), Named("bad", np.zeros((3, 7), np.float32))
+    arms, starts = [Arm("before", {0: good}), Arm("replay", {0: bad})], [standard(0), standard(1)]
+
+    def run(arms, progress=None):
+        store = EpisodeStore(tmp_path, PROTOCOL)
+        return run_episodes(
+            arms, starts, PROTOCOL, store, lambda _task: FakeScene(), progress=progress
+        )
+
+    seen = []
+    outcomes = run(arms, lambda *done: seen.append(done))
+    assert [(o.arm, o.start.init_index, o.success) for o in outcomes] == [
+        ("before", 0, True), ("replay", 0, False), ("before", 1, True), ("replay", 1, False),
+    ]  # fmt: skip
+    assert seen[-1] == (4, 4)
+    assert outcomes[0].state == outcomes[1].state != outcomes[2].state
+    again = run(arms)
+    assert again == outcomes
+    assert (good.played, bad.played) == (2, 2)
+    other = Named("other")
+    assert run([*arms, Arm("after", {0: other})])[2].success
+    assert (good.played, other.played) == (2, 2)
+
+
+def test_another_protocol_plays_again(tmp_path):
+    good = Named("good")
+    for versions in ({"mujoco": "2.3.7"}, {"mujoco": "3.3.7"}):
+        protocol = Protocol(280, versions, "painter")
+        store = EpisodeStore(tmp_path, protocol)
+        arms = [Arm("before", {0: good})]
+        run_episodes(arms, [standard(0)], protocol, store, lambda _: FakeScene())
+    assert good.played == 2
+    heads = [json.loads(f.read_text().splitlines()[0]) for f in tmp_path.glob("*.jsonl")]
+    assert {head["protocol"]["versions"]["mujoco"] for head in heads} == {"2.3.7", "3.3.7"}
+
+
+def test_a_technical_failure_is_not_kept(tmp_path):
+    good = Named("good")
+
+    def run(**options):
+        store = EpisodeStore(tmp_path, PROTOCOL)
+        return run_episodes(
+            [Arm("before", {0: good})], [standard(0), standard(1)], PROTOCOL, store,
+            lambda _task: FakeScene(**options),
+        )  # fmt: skip
+
+    first, second = run(breaks=3)
+    assert (first.success, first.error) == (None, "diverged")
+    assert second.success is None  # its own simulator breaks as well
+    assert [o.success for o in run()] == [True, True]
+
+
+def test_a_store_cut_short_plays_one_episode_again(tmp_path):
+    good = Named("good")
+    arms, starts = [Arm("before", {0: good})], [standard(0), standard(1)]
+    for cut in (0, 15, 0):
+        store = EpisodeStore(tmp_path, PROTOCOL)
+        run_episodes(arms, starts, PROTOCOL, store, lambda _task: FakeScene())
+        (file,) = tmp_path.glob("*.jsonl")
+        file.write_text(file.read_text()[: -cut or None])
+    assert good.played == 3
+
+
+def test_arms_that_met_different_states_are_refused(tmp_path):
+    store = EpisodeStore(tmp_path, PROTOCOL)
+    arms = [Arm("before", {0: Named("a")}), Arm("after", {0: Named("b")})]
+    run_episodes(arms[:1], [standard(0)], PROTOCOL, store, lambda _task: FakeScene())
+    other = FakeScene()
+    other.initial_states = lambda: np.stack([FakeScene().initial_states()[3]] * 50)
+    with pytest.raises(DataError, match=r"another simulator state.*fresh --cache"):
+        run_episodes(arms, [standard(0)], PROTOCOL, store, lambda _task: other)
+
+
+def test_starts_without_a_placement_are_errors(tmp_path):
+    start = (0, Start("suite", 0, "moved", 0, 0, 0, 0.05))
+    store = EpisodeStore(tmp_path, PROTOCOL)
+    (one,) = run_episodes(
+        [Arm("before", {0: Named("a")})], [start], PROTOCOL, store,
+        lambda _task: FakeScene(topples=lambda _state: True),
+    )  # fmt: skip
+    assert (one.success, one.error) == (None, "no placement of the moved objects was found")
+
+
+def test_films_are_named_by_what_they_show(tmp_path):
+    scene = FakeScene()
+    store = EpisodeStore(tmp_path / "cache", PROTOCOL)
+    arms = [Arm("before, blind", {0: Named("a")})]
+    run_episodes(arms, [standard(2)], PROTOCOL, store, lambda _task: scene, films=tmp_path)
+    assert scene.films == [(tmp_path / "task0-standard-seed0-2-before-blind.mp4", "agentview")]
+
+
+def test_arms_are_the_policies_blind_ones_and_a_replay():
+    policies = [build_policy("tiny", STATISTICS, seed=seed) for seed in range(3)]
+    arms = build_arms(policies[0], policies[1:], (4, 5), {0: demonstration()})
+    names = ["before", "after", "before, blind", "after, blind", "replay"]
+    assert [arm.name for arm in arms] == names
+    identities = [json.dumps(arm.contestants[seed].identity) for arm in arms for seed in (4, 5)]
+    assert len(set(identities)) == 7  # before, blind before and replay are the same for both seeds
+    assert len(build_arms(policies[0], [], (0,), {0: demonstration()})) == 3
+    with pytest.raises(ConfigError, match="2 times --after and 3 seeds"):
+        build_arms(policies[0], policies[1:], (0, 1, 2), {})
+
+
+@pytest.fixture
+def evaluation(tmp_path, monkeypatch):
+    """Makes evaluations of tiny policies on two tasks, recorded in one file each."""
+    from tests.eval.test_libero_starts import write
+
+    for name in ("milk", "soup"):
+        write(tmp_path / f"{name}.hdf5", [{"kind": "standard", "init_index": 0, "success": True}])
+    answers = {"suite_tasks": [{"name": "milk"}, {"name": "soup"}], "versions": {"mujoco": "3.3.7"}}
+    monkeypatch.setattr(libero.remote, "ask", lambda name, _python, **_: answers[name])
+    monkeypatch.setattr(libero.remote, "choose_renderer", lambda _python: ("egl", "painter"))
+    monkeypatch.setattr(libero.remote, "RemoteSimulator", lambda *_: FakeScene(size=32))
+    policy = build_policy("tiny", STATISTICS)
+
+    def make(after=(), **config):
+        policies = [(tmp_path / "before", policy), *((tmp_path / "after", p) for p in after)]
+        return Evaluation(LiberoConfig(**config), policies, [tmp_path])
+
+    return make
+
+
+def test_an_evaluation_says_what_it_played(evaluation, tmp_path):
+    after = build_policy("tiny", STATISTICS, seed=1)
+    one = evaluation([after], episodes=2, max_steps=16)
+    report, outcomes = one.play(tmp_path / "cache", jobs=2)
+    assert len(outcomes) == 2 * 2 * 5
+    assert report.pairs == 4
+    facts = one.facts()
+    assert (facts["mujoco"], facts["renderer"], facts["seeds"]) == ("3.3.7", "painter", 1)
+    assert len(set(facts["checkpoints"].values())) == 2
+    assert all(outcome.start.init_index < 40 for outcome in outcomes)
+
+
+def test_mistakes_are_named(evaluation):
+    with pytest.raises(ConfigError, match="no customary length; give --max-steps"):
+        evaluation(suite="libero_90")
+    with pytest.raises(ConfigError, match="standard starts are the same for each"):
+        evaluation(starts="standard", seeds=(0, 1))
+    other = build_policy(_other_size(), STATISTICS)
+    with pytest.raises(ConfigError, match=r"pictures of \[32, 64\] px"):
+        evaluation([other])
+    with pytest.raises(ConfigError, match="--starts spoilt"):
+        evaluation(starts="spoilt")
+
+
+def test_a_task_without_a_recording_has_no_replay(evaluation, tmp_path):
+    (tmp_path / "soup.hdf5").unlink()
+    with pytest.raises(DataError, match=r"task 1 \(soup\): no successful recording to replay"):
+        evaluation()
+
+
+def _other_size():
+    tiny = FlowPolicyConfig.preset("tiny")
+    return tiny.model_copy(update={"encoder": tiny.encoder.model_copy(update={"image_size": 64})})

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+
+from vlarft.errors import DataError, ShapeError
+from vlarft.eval.episodes import AFTER, BEFORE, REPLAY, Outcome
+from vlarft.eval.rates import summarise
+from vlarft.eval.starts import Start
+from vlarft.eval.statistics import paired_difference, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "interval"),
+    # R: binom::binom.confint(k, n, methods = "wilson")
+    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (18, 24, (0.5510, 0.8800))],
+)
+def test_wilson_against_tables(successes, trials, interval):
+    assert wilson(successes, trials) == pytest.approx(interval, abs=5e-5)
+
+
+def test_wilson_without_trials_knows_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_wilson_covers_its_rate():
+    rng = np.random.default_rng(0)
+    intervals = [wilson(solved, 40) for solved in rng.binomial(40, 0.9, 2000)]
+    hits = [low <= 0.9 <= high for low, high in intervals]
+    assert 0.93 < np.mean(hits) < 0.98
+
+
+def test_equal_pairs_differ_by_nothing():
+    values, tasks = torch.tensor([1.0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
+    estimate = paired_difference(values, values, [tasks])
+    assert (estimate.value, estimate.interval) == (0.0, (0.0, 0.0))
+
+
+def test_clusters_widen_the_interval():
+    tasks = torch.arange(10).repeat_interleave(20)
+    effect = torch.rand(10, generator=torch.Generator().manual_seed(0))[tasks]  # by task alone
+    by_task = paired_difference(torch.zeros(200), effect, [tasks])
+    by_pair = paired_difference(torch.zeros(200), effect, [torch.arange(200)])
+    assert by_task.value == pytest.approx(float(effect.mean()))
+    width = [e.interval[1] - e.interval[0] for e in (by_task, by_pair)]
+    assert width[0] > 3 * width[1]
+
+
+def test_seeds_and_tasks_are_both_drawn():
+    tasks, seeds = torch.arange(10).repeat(3), torch.arange(3).repeat_interleave(10)
+    effect = torch.tensor([0.0, 0.5, 1.0])[seeds]
+    both = paired_difference(torch.zeros(30), effect, [seeds, tasks])
+    assert both.interval[0] < 0.2
+    assert both.interval[1] > 0.8
+    assert paired_difference(torch.zeros(30), effect, [tasks]).interval == pytest.approx((0.5, 0.5))
+
+
+def test_what_has_no_interval():
+    with pytest.raises(DataError, match="at least 2 clusters"):
+        paired_difference(torch.zeros(3), torch.ones(3), [torch.zeros(3, dtype=torch.int64)])
+    with pytest.raises(ShapeError, match="equal"):
+        paired_difference(torch.zeros(3), torch.ones(2), [torch.arange(3)])
+
+
+def outcome(arm, number, success, task=0, seed=0):
+    start = Start("suite", task, "moved", 0, number, seed, 0.05)
+    return Outcome(arm, seed, start, "s", success, 9, "" if success is not None else "it stopped")
+
+
+def test_errors_are_neither_successes_nor_failures():
+    report = summarise(
+        [
+            *(outcome(BEFORE, n, s) for n, s in enumerate([True, False, None, True])),
+            *(outcome(AFTER, n, s) for n, s in enumerate([True, True, True, None])),
+            *(outcome(REPLAY, n, False) for n in range(4)),
+        ]
+    )
+    before, after, replay = report.arms
+    assert (before.successes, before.episodes, before.errors) == (2, 3, 1)
+    assert (after.successes, after.episodes, after.errors) == (3, 3, 1)
+    assert replay.rate == 0
+    assert report.pairs == 2  # starts 0 and 1 have a result of both
+    assert report.difference.value == 0.5
+    assert len(report.errors) == 2
+    assert "start 2: it stopped" in report.errors[0]
+    values = report.to_dict()
+    assert values["kind"] == "libero-paired"
+    assert (values["before"], values["after"], values["episodes"]) == (2 / 3, 1.0, 2)
+
+
+def test_one_policy_has_a_rate_and_no_difference():
+    played = (outcome(BEFORE, 0, True), outcome(BEFORE, 1, False), outcome(REPLAY, 0, False))
+    report = summarise(played)
+    values = report.to_dict()
+    assert (values["kind"], values["rate"], values["episodes"]) == ("libero", 0.5, 2)
+    assert report.difference is None
+    assert values["arms"][0]["by_task"] == {"0": [1, 2]}

@@ -1,0 +1,91 @@
+"""The report of `vlarft eval libero`."""
+
+from pathlib import Path
+from typing import Any
+
+from vlarft.report.data import Headline, Interval, ReportData, TableData, Tone
+
+
+def closed_loop_report(run: Path, summary: dict[str, Any]) -> ReportData:
+    """What the page says, from `summary.json`; configuration and environment are added later."""
+    paired, arms = summary["kind"] == "libero-paired", summary["arms"]
+    intervals = []
+    if paired and summary["interval"]:
+        low, high = summary["interval"]
+        intervals.append(Interval("after minus before", summary["difference"], low, high, "%"))
+    verdict, tone = _verdict(summary) if paired else (_single_verdict(arms), "neutral")
+    return ReportData(
+        title="Success in LIBERO's simulator",
+        subtitle=(
+            f"{summary['suite']}, {summary['tasks']} tasks, {summary['starts']} starts, "
+            f"{summary['seeds']} {'seed' if summary['seeds'] == 1 else 'seeds'}; episodes of at "
+            f"most {summary['max_steps']} steps, MuJoCo {summary['mujoco']}."
+        ),
+        verdict=verdict,
+        tone=tone,
+        headlines=[_headline(arm) for arm in arms],
+        intervals=intervals,
+        tables=[_task_table(arms)],
+        seconds=summary.get("stage_seconds", {}),
+        command=str(summary.get("command", f"vlarft report {run}")),
+        notes=_notes(summary),
+    )
+
+
+def _verdict(summary: dict[str, Any]) -> tuple[str, Tone]:
+    if summary["interval"] is None:
+        return "Too few pairs for an interval.", "neutral"
+    low, high = (100 * bound for bound in summary["interval"])
+    points = f"{100 * summary['difference']:+.1f} points".replace("-", "−")
+    between = f"95% interval {low:+.1f} to {high:+.1f}, {summary['episodes']} pairs"
+    between = between.replace("-", "−")
+    if low > 0:
+        return f"Success rises by {points} ({between}).", "good"
+    if high < 0:
+        return f"Success falls by {points} ({between}).", "bad"
+    return f"No clear difference: {points} ({between}).", "neutral"
+
+
+def _single_verdict(arms: list[dict[str, Any]]) -> str:
+    first = arms[0]
+    return f"The policy solves {first['successes']} of {first['episodes']} episodes."
+
+
+def _headline(arm: dict[str, Any]) -> Headline:
+    low, high = (100 * bound for bound in arm["interval"])
+    meaning = {
+        "replay": "One recorded demonstration of the task, repeated without looking.",
+        "before": "The policy.",
+        "after": "The policy it is compared with, on the same starts.",
+    }.get(arm["name"], "The same policy with a grey picture instead of the camera's.")
+    return Headline(
+        arm["name"],
+        f"{100 * arm['rate']:.1f}%",
+        f"{meaning} {arm['successes']} of {arm['episodes']} episodes.",
+        f"95% interval {low:.1f}% to {high:.1f}%",
+    )
+
+
+def _task_table(arms: list[dict[str, Any]]) -> TableData:
+    tasks = sorted({int(task) for arm in arms for task in arm["by_task"]})
+    rows = [[f"task {task}", *(_solved(arm, task) for arm in arms)] for task in tasks]
+    return TableData("Solved episodes by task", ["", *(arm["name"] for arm in arms)], rows)
+
+
+def _solved(arm: dict[str, Any], task: int) -> str:
+    solved, played = arm["by_task"].get(str(task), (0, 0))
+    return f"{solved}/{played}"
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    notes = [
+        "Every arm plays every start. Rates have Wilson's interval; the difference of two policies "
+        "has a bootstrap over tasks and seeds that keeps pairs together.",
+        "Standard starts that were recorded are left out; moved starts are drawn anew.",
+    ]
+    if summary["errors"]:
+        notes.append(
+            f"{len(summary['errors'])} episodes failed for technical reasons and are counted "
+            f"nowhere: {summary['errors'][0]}"
+        )
+    return notes

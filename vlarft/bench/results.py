@@ -67,7 +67,7 @@ class Result(BaseModel):
     work: list[dict[str, float | int | str]]  # passes from which limit_seconds follows
     limits: dict[str, float]  # medians of this run's probes; matmul_gflops is the one that was used
     # 80th percentile of the probes: rounds below 85% of it are disturbed
-    limits_good: dict[str, float]
+    limits_good: dict[str, float] = {}
     limits_one_thread: dict[str, float]
     baselines: dict[str, BaselineResult]
     output_hash: str | None

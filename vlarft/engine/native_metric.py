@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from vlarft import _native
 from vlarft.engine.native_layers import pack
+from vlarft.engine.plan import FRAMES_TOGETHER
 from vlarft.engine.team import Team
 from vlarft.models.lpips import LPIPS
 
 _CHUNK_BYTES = 16 << 20  # largest feature map of the images that pass together
-_TOGETHER = 4  # frames whose feature maps are kept until they are compared, one a thread at least
 
 
 class _ConvolutionRelu:
@@ -112,8 +112,8 @@ class NativeLPIPS:
     ) -> tuple[Tensor, Tensor]:
         """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
         near, far = torch.empty(len(image)), torch.empty(len(image))
-        for first in range(0, len(pixels), _TOGETHER):
-            some = pixels[first : first + _TOGETHER]
+        for first in range(0, len(pixels), FRAMES_TOGETHER):
+            some = pixels[first : first + FRAMES_TOGETHER]
             levels = self._maps(some, self._kept)
             maps = [level[: len(some)].flatten(1, 2) for level in levels]
             here = ((image >= first) & (image < first + len(some))).nonzero()[:, 0]

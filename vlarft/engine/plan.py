@@ -13,6 +13,7 @@ from vlarft.errors import ConfigError, PlanError
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SHARE_OF_FREE = 0.9  # of the memory that is free, when no limit was given
+FRAMES_TOGETHER = 4  # whose feature maps the native LPIPS holds at once
 _BATCH_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # activations of one micro-batch
 _LIMIT_SHARE = 8  # ... and at most this part of the memory limit
 # Floats a pixel that the metric's taps keep, and that its widest layers hold at once.
@@ -197,6 +198,8 @@ def judge_work(size: Footprint, scenes: int, rows: int, frames: int, limit: int)
     compare = batch_size(size.metric_work, size.device, limit)
     decode = min(batch_size(size.decode_frame, size.device, limit), compare, rows * frames)
     compare = min(compare, decode)  # what one micro-batch rendered
+    if size.canvas and size.metric.startswith("lpips"):
+        compare = min(compare, FRAMES_TOGETHER)  # the native metric keeps no more maps
     pixels = decode * 12 * size.resolution**2
     render = 0 if size.canvas else decode * size.decode_frame
     reference = min(scenes, scenes_at_once(size, frames, limit)) * frames * size.metric_frame

@@ -46,7 +46,8 @@ cuda: .venv/.dev ## compile the CUDA code for sm_80 and sm_90a, which needs nvcc
 	export PATH="$(CURDIR)/$(BIN):$$PATH"; mkdir -p build/cuda; \
 	echo "== CUDA code, for sm_80 and sm_90a"; \
 	cmake -G Ninja -S . -B build/cuda -DVLARFT_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real" \
-	    -DCMAKE_CUDA_FLAGS=-Xptxas=-v -DVLARFT_BUILD_TESTS=ON --log-level=WARNING; \
+	    -DCMAKE_CUDA_FLAGS=-Xptxas=-v -DVLARFT_BUILD_TESTS=ON --log-level=WARNING \
+	    "-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python" "-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)"; \
 	cmake --build build/cuda > build/cuda/log.txt 2>&1 || { tail -n 60 build/cuda/log.txt; exit 1; }; \
 	$(BIN)/python scripts/check_gpu_resources.py build/cuda/log.txt
 

@@ -57,7 +57,7 @@ def test_one_pass_over_frames_with_one_reference_each(device):
     metric, a, b = GpuLPIPS(lpips), images(3, 37, 53, 1, device), images(2, 37, 53, 2, device)
     target, each = torch.tensor([1, 0, 1], device=device), torch.arange(3, device=device)
     reference = (b, metric.features(b))
-    near, far = metric.compare(4 * a - 1, reference, target)  # beyond [0, 1]
+    near, far = metric.distances(4 * a - 1, reference, None, target)  # beyond [0, 1]
     a = (4 * a - 1).clamp(0, 1)
     same = metric.pairs((a, metric.features(a)), reference, each, target)
     assert torch.equal(near, same[0])

@@ -60,8 +60,11 @@ class PairMetric(Protocol):
         self,
         pixels: Tensor,
         reference: tuple[Tensor, list[Tensor]],
-        image: Tensor,
+        image: Tensor | None,
         target: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards.
+
+        Without `image`, of every frame in turn.
+        """
         ...

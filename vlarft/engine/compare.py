@@ -133,13 +133,17 @@ def frame_distances(
     metric: Embedder,
     pixels: Tensor,
     reference: tuple[Tensor, list[Tensor]],
-    image: Tensor,
+    image: Tensor | None,
     target: Tensor,
     batch: int,
 ) -> tuple[Tensor, Tensor]:
-    """As `pair_distances`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+    """As `pair_distances`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards.
+
+    Without `image`, of every frame in turn.
+    """
     if isinstance(metric, PairMetric):
         return metric.distances(pixels, reference, image, target)
+    image = torch.arange(len(pixels), device=pixels.device) if image is None else image
     own = (pixels, metric.features(pixels))
     return pair_distances(metric, own, reference, image, target, batch)
 
@@ -158,8 +162,7 @@ def compare_frames(
         target = target.repeat(1, rollouts, 1).flatten()
         images = frames[some].flatten(0, 2)
         for pixels, j in zip(images.split(batch), target.split(batch), strict=True):
-            i = torch.arange(len(pixels), device=frames.device)
-            d1, d2 = frame_distances(metric, pixels, embedded, i, j, batch)
+            d1, d2 = frame_distances(metric, pixels, embedded, None, j, batch)
             near.append(d1)
             far.append(d2)
     shape = (scenes, rollouts, times)

@@ -93,33 +93,21 @@ class GpuLPIPS:
         self,
         pixels: Tensor,
         reference: tuple[Tensor, list[Tensor]],
-        image: Tensor,
+        image: Tensor | None,
         target: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
-        return self.pairs((pixels, self.features(pixels)), reference, image, target)
-
-    def compare(
-        self, images: Tensor, reference: tuple[Tensor, list[Tensor]], target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """L1 and LPIPS, float32 [B], of images [B,3,H,W] that have one reference each.
-
-        The images are read once for the metric's input and L1, and their feature maps are dropped.
-
-        Args:
-            images: clamped to [0, 1] here.
-            reference: pixels [J,3,H,W] and their feature maps.
-            target: index into `reference` of each image, int64 [B].
-        """
+        """See `vlarft.engine.accelerated.PairMetric`; frames in turn are read once."""
+        if image is not None:
+            return self.pairs((pixels, self.features(pixels)), reference, image, target)
         x, near = prepare(
-            images,
+            pixels,
             self._factor,
             self._summand,
             dtype=self.dtype,
             reference=reference[0],
             target=target,
         )
-        each = torch.arange(len(images), device=images.device)
+        each = torch.arange(len(pixels), device=pixels.device)
         return near, self._distance(self._maps(x), reference[1], each, target, near)
 
     def _maps(self, x: Tensor) -> list[Tensor]:

@@ -107,10 +107,11 @@ class NativeLPIPS:
         self,
         pixels: Tensor,
         reference: tuple[Tensor, list[Tensor]],
-        image: Tensor,
+        image: Tensor | None,
         target: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """As `pairs`, of pixels [I,3,H,W] whose feature maps nobody needs afterwards."""
+        """See `vlarft.engine.accelerated.PairMetric`."""
+        image = torch.arange(len(pixels)) if image is None else image
         near, far = torch.empty(len(image)), torch.empty(len(image))
         for first in range(0, len(pixels), FRAMES_TOGETHER):
             some = pixels[first : first + FRAMES_TOGETHER]

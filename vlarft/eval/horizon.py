@@ -74,6 +74,7 @@ def measure_horizon(
         raise DataError(f"windows of {windows.frames} frames; {chunks} chunks need {chunks * step}")
     numbers = torch.as_tensor(indices, dtype=torch.int64).cpu()
     quality: list[Tensor] = []  # [B, method, chunk]
+    done = 0
     for some in numbers.split(batch):
         recording = windows.batch(some)
         moving = moving_mask(recording.frames)
@@ -93,7 +94,8 @@ def measure_horizon(
             start = (free.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         quality.append(torch.stack(ends, 2)[kept])
         if progress:
-            progress(sum(len(part) for part in quality), len(numbers))
+            done += len(some)
+            progress(done, len(numbers))
     rows = torch.cat(quality)
     if not len(rows):
         raise DataError("nothing moves in any of these windows; evaluate other windows")

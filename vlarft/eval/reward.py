@@ -247,7 +247,7 @@ def evaluate_reward(
     conventions = compare_conventions(engine.world, windows, numbers)
     assert conventions[0].name == AS_RECORDED
     unit = action_scale(torch.cat([torch.from_numpy(e.actions) for e in windows.episodes]))
-    perturbed = _Perturbed(unit, rollouts, len(windows.episodes[0].actions[0]))
+    perturbed = _Perturbed(unit, rollouts)
     found: dict[str, list[Tensor]] = {noise: [] for noise in NOISES}
     errors, ceilings = [], []
     for some in numbers.split(batch):
@@ -295,9 +295,10 @@ def _group(noise: str, distance: Tensor, error: Tensor, episode: Tensor) -> Grou
 class _Perturbed:
     """Groups around the expert: normal noise on every entry but the gripper, at every scale."""
 
-    def __init__(self, unit: Tensor, rollouts: int, entries: int) -> None:
+    def __init__(self, unit: Tensor, rollouts: int) -> None:
         self.scales = torch.tensor([SCALES[n % len(SCALES)] for n in range(rollouts)])
-        self._size = self.scales[:, None, None] * unit * (torch.arange(entries) < entries - 1)
+        moving = torch.arange(len(unit)) < len(unit) - 1
+        self._size = self.scales[:, None, None] * unit * moving
 
     def __call__(self, expert: Tensor, windows: Tensor) -> Tensor:
         """Expert actions [B,T,A] of windows int64 [B] -> [B,N,T,A], the same on every call."""

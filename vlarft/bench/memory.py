@@ -4,6 +4,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+from torch import nn
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -41,6 +42,11 @@ def peak_bytes(device: torch.device) -> int:
     torch.cuda.synchronize(device)
     free, total = torch.cuda.mem_get_info(device)
     return total - free
+
+
+def module_bytes(module: nn.Module, device: torch.device) -> int:
+    """Bytes of a module's parameters on a device."""
+    return sum(p.nbytes for p in module.parameters() if p.device.type == device.type)
 
 
 def _status(key: str) -> int:

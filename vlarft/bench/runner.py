@@ -16,7 +16,7 @@ from vlarft.bench.interleave import Rounds, interleave, spread
 from vlarft.bench.limits import Limits, Meter
 from vlarft.bench.machine import machine
 from vlarft.bench.measure import Context, Options, Prepared, Run, Skip, Subject
-from vlarft.bench.memory import held_bytes, peak_bytes, reset_peak
+from vlarft.bench.memory import held_bytes, module_bytes, peak_bytes, reset_peak
 from vlarft.bench.results import BaselineResult, Result, Seconds, verdict
 from vlarft.bench.stages import STAGES, Stage
 from vlarft.bench.subjects import build_engine
@@ -62,8 +62,9 @@ def measure(request: Request, meter: Meter | GpuMeter, say: Say) -> Result:
     stage, options = STAGES[request.stage], request.options
     device = resolve_device(options.device)
     limits, single = meter.limits(), meter.limits(threads=1)
-    before = held_bytes(device)
     material = cases.build(request.case, request.seed).on(device)
+    # The case's own copies stay for the baselines; the engine shares the transformer's alone.
+    before = held_bytes(device) - module_bytes(material.world.transformer, device)
     engine = build_engine(material, options)
     plan = engine.plan(
         request.case.scenes,
@@ -125,7 +126,7 @@ def measure(request: Request, meter: Meter | GpuMeter, say: Say) -> Result:
         output_hash=_hash(warm.output),
         trajectories_per_second=request.case.trajectories / seconds["median"],
         peak_bytes=peak,
-        planned_bytes=plan.total,
+        planned_bytes=plan.imagine_bytes if request.stage == "imagine" else plan.total,
         planned=dict(plan.bytes),
         rounds_dropped=rounds.dropped,
         disturbed=rounds.disturbed,

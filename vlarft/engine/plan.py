@@ -16,6 +16,12 @@ _SHARE_OF_FREE = 0.9  # of the memory that is free, when no limit was given
 FRAMES_TOGETHER = 4  # whose feature maps the native LPIPS holds at once
 _BATCH_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # activations of one micro-batch
 _LIMIT_SHARE = 8  # ... and at most this part of the memory limit
+KEPT_WHILE_IMAGINING = (
+    "weights",
+    "prompt keys and values",
+    "suffix keys and values",
+    "tokens",
+)
 # Floats a pixel that the metric's taps keep, and that its widest layers hold at once.
 _TAPS = {"lpips-alex": 12, "lpips-squeeze": 40, "lpips-vgg": 122}
 _METRIC_WORK = {"lpips-alex": 24, "lpips-squeeze": 100, "lpips-vgg": 256}
@@ -32,7 +38,8 @@ class Plan:
         scenes: P.
         rollouts: N.
         frames: T.
-        bytes: peak bytes by purpose; stages that follow each other share `work`.
+        bytes: peak bytes of a rollout by purpose; stages that follow each other share `work`.
+        imagine_bytes: peak bytes of prefill and imagine alone: no metric, no frames.
         limit: bytes that may be used.
         kernel_path: which code runs, for people.
         seconds: predicted by stage, for the stages whose rates are known: "imagine" from timed
@@ -45,6 +52,7 @@ class Plan:
     rollouts: int
     frames: int
     bytes: Mapping[str, int]
+    imagine_bytes: int
     limit: int
     kernel_path: str
     seconds: Mapping[str, float]
@@ -69,7 +77,8 @@ class Plan:
 class Footprint:
     """Sizes of a world model, a metric and a device, from which every plan follows."""
 
-    weights: int  # bytes of everything loaded, the metric included
+    weights: int  # bytes of everything loaded but the metric
+    metric_weights: int
     element: int  # bytes of one number in the engine's dtype
     layers: int
     heads: int
@@ -176,6 +185,7 @@ def bytes_by_purpose(
     pixels = 12 * size.resolution**2
     return {
         "weights": size.weights,
+        "metric": size.metric_weights,
         "prompt keys and values": scenes * size.prefix_scene,
         "suffix keys and values": rows * size.suffix_row(frames),
         "decoder features": scenes * size.scene_features,

@@ -673,24 +673,30 @@ class RolloutEngine:
         if self._speculation is not None:
             width, guesses = self._speculation.choose(shape, speculate)
 
-        def purposes(p: int, n: int) -> dict[str, int]:
+        def purposes(p: int, n: int) -> tuple[dict[str, int], int]:
+            """Bytes of a rollout by purpose, and the work of imagining alone."""
             need = planning.bytes_by_purpose(self._size, p, n, frames, expert, kept, limit)
-            if isinstance(self._weights, Generator):
-                some = self._shape(p, n + int(expert), frames)
-                own = self._weights.plan(some, width=width, guesses=guesses)
-                judged = planning.judge_work(self._size, p, some.rows, frames, limit)
-                own["work"] += judged  # its buffers stay while frames are decoded
-                need.update({k: v for k, v in own.items() if k != "weights"})
-            return need
+            some = self._shape(p, n + int(expert), frames)
+            if not isinstance(self._weights, Generator):
+                return need, self._size.imagine_work(some.rows, frames)
+            own = self._weights.plan(some, width=width, guesses=guesses)
+            imagining = own["work"]
+            judged = planning.judge_work(self._size, p, some.rows, frames, limit)
+            own["work"] += judged  # its buffers stay while frames are decoded
+            need.update({k: v for k, v in own.items() if k != "weights"})
+            return need, imagining
 
-        planning.check_fits(lambda p, n: sum(purposes(p, n).values()), scenes, rollouts, limit)
+        planning.check_fits(lambda p, n: sum(purposes(p, n)[0].values()), scenes, rollouts, limit)
+        need, imagining = purposes(scenes, rollouts)
+        imagine = imagining + sum(need[name] for name in planning.KEPT_WHILE_IMAGINING)
         dtype = str(self.dtype).removeprefix("torch.")
         path = f"{self._kernel_path}, two-level cache, {dtype} on {self.device}"
         return Plan(
             scenes=scenes,
             rollouts=rollouts,
             frames=frames,
-            bytes=purposes(scenes, rollouts),
+            bytes=need,
+            imagine_bytes=imagine,
             limit=limit,
             kernel_path=path,
             seconds=self._predicted(shape, width),
@@ -765,7 +771,8 @@ class RolloutEngine:
             held += list(self.world.tokenizer.parameters())
         held += [p for p in self.world.transformer.parameters() if p.device == self.device]
         return planning.Footprint(
-            weights=own + sum(t.nbytes for t in held) + planning.metric_bytes(self.metric, native),
+            weights=own + sum(t.nbytes for t in held),
+            metric_weights=planning.metric_bytes(self.metric, native),
             element=self.dtype.itemsize,
             layers=int(config.num_hidden_layers),
             heads=self._weights.heads,

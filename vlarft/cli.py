@@ -207,6 +207,77 @@ def rft(
 
 
 @app.command()
+def ablate(
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; unfinished variations there are continued.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Show this summary.json instead of running.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Also write the table between this file's markers.")
+    ] = None,
+    world: World = None,
+    policy: PolicyFolder = None,
+    data: Data = None,
+    config: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "ablations",
+    settings: Settings = None,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Fine-tune with one thing changed at a time and compare, judged alike; one table.
+
+    Example: vlarft ablate --run runs/ablations
+    """
+    from vlarft.config import dump_config, load_config
+    from vlarft.demo import DEMOS, POLICY, WORLD, EngineOptions, Stopwatch, finish, load_bench
+    from vlarft.files import replace_block
+    from vlarft.report.environment import environment, write_environment
+    from vlarft.rft import ablation
+    from vlarft.rft.config import RFTConfig
+
+    console, clock = console_for(json_file), Stopwatch()
+    if (run is None) == (results is None):
+        raise ConfigError("ablate: give either --run DIR, or --results FILE to show")
+    if results is not None:
+        rows, summary = ablation.read_rows(results), json.loads(results.read_text())
+    else:
+        assert run is not None
+        wanted = load_config(ablation.AblationConfig, config, settings or [])
+        base = load_config(RFTConfig, wanted.rft, wanted.rft_set)
+        options = EngineOptions(backend, dtype, attention, device)
+        start = policy or POLICY
+        with clock("loading"):
+            bench = load_bench(world or WORLD, start, data or [DEMOS], base.reward.metric, options)
+        write_environment(run)
+        dump_config(wanted, run / "config.yaml")
+        with clock("variations"):
+            rows = ablation.run_ablations(
+                bench.engine, start, bench.training, bench.validation, run, wanted,
+                partial(say, console),
+            )  # fmt: skip
+        summary = {
+            "kind": "ablations",
+            "rows": ablation.to_dict(rows),
+            "seeds": list(wanted.seeds),
+            "base": base.model_dump(mode="json"),
+            "engine": options.used(bench.engine),
+            "machine": environment(),
+            "command": command_line(),
+        }
+        summary = finish(run, summary, clock)
+        _done(console, [], run / "report.html")
+    if into is not None:
+        replace_block(into, "ablations", ablation.table(rows))
+    elif json_file != "-":
+        console.print(ablation.table(rows), highlight=False, markup=False, soft_wrap=True)
+    write_result(json_file, summary)
+
+
+@app.command()
 def record(
     out: Annotated[Path, typer.Option(help="Folder of the recordings; continued when it exists.")],
     suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
@@ -639,6 +710,7 @@ def _stopped(arguments: list[str]) -> int:
     hints = {
         "demo": "; what was finished is kept, the same command goes on from there",
         "rft": "; what was finished is kept, the same command goes on from there",
+        "ablate": "; what was finished is kept, the same command goes on from there",
         "eval libero": "; played episodes are kept, the same command goes on from there",
         "record": "; finished episodes are kept, the same command goes on from there",
         "train": "; finished steps are kept, the same command with --resume goes on after them",

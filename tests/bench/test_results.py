@@ -94,7 +94,7 @@ def test_a_sweep_is_drawn_only_where_there_is_one(result):
 
 def test_readme(result, tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    path.write_text("before\n<!-- bench:start -->\nold\n<!-- bench:end -->\nafter\n")
     report.update_readme(path, [result()])
     text = path.read_text()
     assert text.startswith("before\n")

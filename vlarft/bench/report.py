@@ -6,11 +6,10 @@ from pathlib import Path
 from vlarft.bench.cases import find_case
 from vlarft.bench.results import BaselineResult, Result
 from vlarft.bench.roofline import roofline
-from vlarft.errors import DataError
+from vlarft.files import replace_block
 from vlarft.report.data import Chart, Colour, Figure, Headline, ReportData, Series, TableData
 from vlarft.report.html import render
 
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 _COLOURS: tuple[Colour, ...] = ("treatment", "second", "third", "fourth", "control")
 _COLUMNS = ["case", "stage", "backend, dtype", "seconds", "trajectories/s", "of the limit"]
 
@@ -147,17 +146,9 @@ def update_readme(path: Path, results: Sequence[Result]) -> None:
     Raises:
         DataError: the file is missing, or its markers are.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise DataError(f"{path}: needs the lines {START} and {END}, in this order")
     table = summary_table(results)
     body = "\n".join([_markdown(table), "", table.meaning, "", *_machines(results)])
-    path.write_text(f"{before}{START}\n{body}\n{END}{after}", encoding="utf-8")
+    replace_block(path, "bench", body)
 
 
 def write_html(results: Sequence[Result], path: Path, command: str) -> None:

@@ -9,6 +9,7 @@ log-probability and the first ratio is 1.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -386,12 +387,16 @@ class FlowPolicy(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, attention: Literal["sdpa", "flash-attn", "xformers"] | None = None
+        cls,
+        folder: str | Path,
+        attention: Literal["sdpa", "flash-attn", "xformers"] | None = None,
+        settings: Sequence[str] = (),
     ) -> Self:
         """Read a policy folder.
 
         Args:
             folder: as written by `save_pretrained`.
+            settings: changes of its config.json that leave all shapes, such as `sigma_max=0.3`.
             attention: overrides the VLM's stored attention; refused for the small encoder.
 
         Raises:
@@ -401,7 +406,7 @@ class FlowPolicy(nn.Module):
         """
         folder = Path(folder)
         try:
-            config = load_config(FlowPolicyConfig, read_json(folder / "config.json"))
+            config = load_config(FlowPolicyConfig, read_json(folder / "config.json"), settings)
             statistics = Statistics.from_dict(read_json(folder / "statistics.json"))
             _check_statistics(statistics, config)
         except (ConfigError, DataError) as error:
@@ -418,6 +423,8 @@ class FlowPolicy(nn.Module):
             raise ConfigError(f"attention '{attention}': only a VLM encoder has that choice")
         policy = cls(config, statistics, encoder)
         load_strict(policy, read_tensors(folder), str(folder / WEIGHTS_FILE))
+        if settings:  # the file holds the bounds as well
+            policy.sigma_net.set_bounds(config.sigma_min, config.sigma_max)
         return policy
 
     def _dit(self, size: HeadConfig) -> DiT:

@@ -37,6 +37,11 @@ class SigmaNet(nn.Module):
         self.register_buffer("log_std_min", torch.tensor(math.log(sigma_min)))
         self.register_buffer("log_std_max", torch.tensor(math.log(sigma_max)))
 
+    def set_bounds(self, sigma_min: float, sigma_max: float) -> None:
+        """Change the range of the standard deviation."""
+        self.log_std_min.fill_(math.log(sigma_min))
+        self.log_std_max.fill_(math.log(sigma_max))
+
     @property
     def dit(self) -> DiT:
         """The network itself."""

@@ -9,6 +9,7 @@ from typing import Any
 from vlarft.config import read_yaml
 from vlarft.errors import DataError
 from vlarft.eval.world_model import LABELS, METHODS, OVER_COPY_DB, OVER_SWAPPED_DB
+from vlarft.report.ablations import ablation_report
 from vlarft.report.charts import amount
 from vlarft.report.closed_loop import closed_loop_report
 from vlarft.report.data import (
@@ -64,6 +65,7 @@ def build_report(run: Path) -> ReportData:
         "rft-experiment": _experiment,
         "rft": _single,
         "world-model": _world_model,
+        "ablations": _ablations,
         "libero": _closed_loop,
         "libero-paired": _closed_loop,
     }
@@ -583,8 +585,16 @@ def _quality_table(summary: Summary) -> TableData:
 
 
 def _closed_loop(run: Path, summary: Summary, _metrics: list[Record]) -> ReportData:
+    return _with_origin(run, closed_loop_report(run, summary))
+
+
+def _ablations(run: Path, summary: Summary, _metrics: list[Record]) -> ReportData:
+    return _with_origin(run, ablation_report(run, summary))
+
+
+def _with_origin(run: Path, data: ReportData) -> ReportData:
     return replace(
-        closed_loop_report(run, summary),
+        data,
         configuration=_text(run / "config.yaml"),
         environment=_json(run / "environment.json"),
     )

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlarft.config import dump_config
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
@@ -15,7 +12,7 @@ from vlarft.files import write_json
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import paired_difference, paired_interval
 from vlarft.rft.policy import TrainablePolicy
-from vlarft.rft.run import RunResult, run_rft
+from vlarft.rft.run import RunResult, run_rft, stacked
 from vlarft.rft.summary import before_after
 from vlarft.rft.trainer import as_module
 
@@ -77,7 +74,7 @@ def run_experiment(
             results.append(result)
             before = result.before
     dump_config(config, run / "config.yaml")
-    treatment, control = (_stacked(arms[arm], "distance") for arm in ("treatment", "control"))
+    treatment, control = (stacked(arms[arm], "distance") for arm in ("treatment", "control"))
     episodes = arms["treatment"][0].before.episode
     results = arms["treatment"]
     summary = {
@@ -90,7 +87,7 @@ def run_experiment(
         "control_distance_after": float(control[1].mean()),
         "control_change": paired_interval(*control, episodes).to_dict(),
         "difference": paired_difference(treatment, control, episodes).to_dict(),
-        "control_action_l1_after": float(_stacked(arms["control"], "action_l1")[1].mean()),
+        "control_action_l1_after": float(stacked(arms["control"], "action_l1")[1].mean()),
         "seconds": sum(result.seconds for pair in arms.values() for result in pair),
         "seeds": [
             {"seed": seed, **{arm: arms[arm][number].summary for arm in arms}}
@@ -99,11 +96,3 @@ def run_experiment(
     }
     write_json(run / "summary.json", summary)
     return summary
-
-
-def _stacked(results: list[RunResult], name: str) -> tuple[Tensor, Tensor]:
-    before, after = (
-        torch.stack([getattr(getattr(r, when), name) for r in results])
-        for when in ("before", "after")
-    )
-    return before, after

@@ -1,9 +1,13 @@
 """One run: steps, evaluations, checkpoints, a clean stop, and its summary."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vlarft.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from vlarft.config import dump_config
@@ -54,6 +58,7 @@ def run_rft(
     config: RFTConfig,
     *,
     before: Evaluation | None = None,
+    judged_by: RFTConfig | None = None,
     title: str = "rft",
 ) -> RunResult:
     """Fine-tune `policy` in place; continue from the newest checkpoint in `run` when there is one.
@@ -69,6 +74,7 @@ def run_rft(
         run: run folder, made when missing.
         config: the run; must be the checkpoint's when resuming.
         before: evaluation of this very policy on these windows, when the caller has one.
+        judged_by: whose reward, sampling and evaluation settings evaluate; default `config`.
         title: name in progress lines.
 
     Raises:
@@ -77,7 +83,8 @@ def run_rft(
     """
     _check_apart(training, validation)
     _check_metric(engine, config)
-    indices = spread_windows(len(validation), config.evaluation.windows)
+    judged = judged_by or config
+    indices = spread_windows(len(validation), judged.evaluation.windows)
     check_episodes(validation.episode[indices])
     trainer = Trainer(engine, policy, training, config)
 
@@ -87,9 +94,9 @@ def run_rft(
             policy,
             validation,
             indices,
-            evaluation=config.evaluation,
-            reward=config.reward,
-            sampling=config.sampling,
+            evaluation=judged.evaluation,
+            reward=judged.reward,
+            sampling=judged.sampling,
             progress=progress,
         )
 
@@ -178,6 +185,12 @@ def run_rft(
     }
     write_json(run / "summary.json", summary)
     return RunResult(first, after, seconds, summary)
+
+
+def stacked(results: Sequence[RunResult], name: str) -> tuple[Tensor, Tensor]:
+    """A figure of runs on the same windows, before and after, [runs, windows] each."""
+    before = torch.stack([getattr(result.before, name) for result in results])
+    return before, torch.stack([getattr(result.after, name) for result in results])
 
 
 def _check_apart(training: Windows, validation: Windows) -> None:

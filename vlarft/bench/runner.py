@@ -130,7 +130,7 @@ def measure(request: Request, meter: Meter | GpuMeter, say: Say) -> Result:
         planned=dict(plan.bytes),
         rounds_dropped=rounds.dropped,
         disturbed=rounds.disturbed,
-        stats={"kernel_path": plan.kernel_path},
+        stats={"kernel_path": plan.kernel_path, "capture_seconds": engine.capture_seconds},
         machine=machine(),
         command=request.command,
     )

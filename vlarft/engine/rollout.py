@@ -485,6 +485,11 @@ class RolloutEngine:
         self.release()
 
     @property
+    def capture_seconds(self) -> float:
+        """Seconds that a GPU's graphs took to capture so far; 0 on a CPU."""
+        return self._weights.capture_seconds if isinstance(self._weights, Generator) else 0.0
+
+    @property
     def memory_limit(self) -> int:
         """Bytes that the engine may hold, its weights included."""
         if self._limit is not None:
@@ -743,6 +748,7 @@ class RolloutEngine:
             "backend": self.backend,
             "kernel_path": plan.kernel_path,
             "seconds": {**seconds, "total": sum(seconds.values())},
+            "capture_seconds": self.capture_seconds,
             "width": plan.width,
             "passes": sum(one["passes"] for one in generated),
             "tokens": draws * shape.rows * plan.frames * self.world.frame_tokens,

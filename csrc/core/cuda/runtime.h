@@ -10,10 +10,29 @@
 
 namespace vlarft::cuda {
 
-// Throws BackendError naming what was done and what CUDA says.
+// What a user can do about an error, or nothing.
+inline const char* hint_of(cudaError_t status) {
+  switch (status) {
+    case cudaErrorMemoryAllocation:
+      return "; ask for fewer scenes or rollouts, or call release() on engines that wait";
+    case cudaErrorInsufficientDriver:
+      return "; install a driver for the CUDA version that `vlarft info` names";
+    case cudaErrorNoKernelImageForDevice:
+      return "; build again with CMAKE_CUDA_ARCHITECTURES set to this GPU's";
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorLaunchFailure:
+      return "; this process cannot use the GPU any more: find the kernel with compute-sanitizer, "
+             "or with CUDA_LAUNCH_BLOCKING=1, and report it";
+    default:
+      return "";
+  }
+}
+
+// Throws BackendError naming what was done, what CUDA says, and a hint.
 inline void require(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) {
-    throw BackendError("CUDA: " + what + ": " + cudaGetErrorString(status));
+    throw BackendError("CUDA: " + what + ": " + cudaGetErrorString(status) + hint_of(status));
   }
 }
 

@@ -83,7 +83,15 @@ inline float load_fresh(const float* from) { return *from; }
 }  // namespace vlarft::cuda
 
 // The part of CUDA's runtime that csrc/core/cuda/runtime.h calls.
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorLaunchFailure = 719,
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaStreamNonBlocking, cudaEventDisableTiming, cudaHostAllocMapped };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };

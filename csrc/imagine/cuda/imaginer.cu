@@ -47,6 +47,11 @@ dim3 grid(int64_t x, int64_t y = 1) {
   out.y = static_cast<unsigned>(y);
   return out;
 }
+std::string words(const char* what, const Shape& shape) {
+  return std::string(what) + " of " + std::to_string(shape.scenes) + " x " +
+         std::to_string(shape.rows_a_scene) + " rows, prompt " + std::to_string(shape.prompt) +
+         ", " + std::to_string(shape.frames) + " frames, W " + std::to_string(shape.width);
+}
 cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
 // Hands out pieces of one memory; without a memory, only counts.
@@ -555,7 +560,8 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t
       run(pass, work, sizes, false, stream);
     }
   }
-  require(cudaStreamSynchronize(stream), "a prefill");
+  require(cudaStreamSynchronize(stream), "a prefill of " + std::to_string(scenes) + " prompts of " +
+                                             std::to_string(length) + " tokens");
   return prompts;
 }
 
@@ -669,7 +675,7 @@ Stats TypedEngine<T, kDim>::imagine(const Request& request, const Prompts& promp
             "copying tokens");
     std::vector<RowState> states(static_cast<size_t>(sizes.rows));
     copy_out(states.data(), r.rows.states, sizes.rows, stream);
-    require(cudaStreamSynchronize(stream), "a rollout");
+    require(cudaStreamSynchronize(stream), words("a rollout", shape));
     for (const RowState& state : states) {
       stats += state;
       stats.passes = std::max<int64_t>(stats.passes, state.row_passes);

@@ -230,6 +230,17 @@ void check_refusals() {
         "Imaginer: the weights lack lm_head.weight");
 }
 
+void check_errors() {
+  const auto say = [](cudaError_t status) {
+    return message_of<BackendError>([&] { vlarft::cuda::require(status, "taking 8 bytes"); });
+  };
+  CHECK(say(cudaErrorMemoryAllocation) ==
+        "CUDA: taking 8 bytes: out of memory; ask for fewer scenes or rollouts, or call release() "
+        "on engines that wait");
+  CHECK(say(cudaErrorNoKernelImageForDevice).find("CMAKE_CUDA_ARCHITECTURES") != std::string::npos);
+  CHECK(say(cudaErrorIllegalAddress).find("compute-sanitizer") != std::string::npos);
+}
+
 }  // namespace
 
 int main() {
@@ -241,5 +252,6 @@ int main() {
   check_bfloat16();
   check_broken_and_stopped();
   check_refusals();
+  check_errors();
   CHECK(emulate::allocated_bytes() == 0);
 }

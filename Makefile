@@ -49,7 +49,8 @@ cuda: .venv/.dev ## compile the CUDA code for sm_80 and sm_90a, which needs nvcc
 	    -DCMAKE_CUDA_FLAGS=-Xptxas=-v -DVLARFT_BUILD_TESTS=ON --log-level=WARNING \
 	    "-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python" "-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)"; \
 	cmake --build build/cuda > build/cuda/log.txt 2>&1 || { tail -n 60 build/cuda/log.txt; exit 1; }; \
-	$(BIN)/python scripts/check_gpu_resources.py build/cuda/log.txt
+	$(BIN)/python scripts/check_gpu_resources.py build/cuda/log.txt; \
+	PYTHONPATH=build/cuda $(BIN)/python -c "import _native; _native.CudaImaginer"
 
 clean: ## remove what builds and tests leave; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -357,7 +357,7 @@ imagine::cuda::Prompts checked_prompts(const std::vector<std::shared_ptr<CudaPro
     if (!self.made(*prompt)) {
       throw Error("Imaginer: a prompt was prefilled by another model; prefill it again");
     }
-    const int64_t first = length_of(*prompts.front()), length = length_of(*prompt);
+    const int64_t first = prompts.front()->length, length = prompt->length;
     if (length != first) {
       throw ShapeError("Imaginer: prompts of " + std::to_string(first) + " and " +
                        std::to_string(length) + " tokens; give one length");
@@ -410,8 +410,8 @@ void bind_cuda(py::module_& m) {
   m.def("range_pop", &cuda::pop_range, "Close the range that was opened last.");
   py::class_<CudaPrompt, std::shared_ptr<CudaPrompt>>(
       m, "CudaPrompt", "Keys and values of a scene's prompt on a GPU.")
-      .def_property_readonly("length", [](const CudaPrompt& p) { return length_of(p); })
-      .def_property_readonly("bytes", [](const CudaPrompt& p) { return bytes_of(p); });
+      .def_readonly("length", &CudaPrompt::length)
+      .def_readonly("bytes", &CudaPrompt::bytes);
   py::class_<CudaImaginer>(m, "CudaImaginer", "Token generation of a world model on a GPU.")
       .def(py::init(&make_cuda), "config"_a, "tensors"_a, py::kw_only(), "dtype"_a = "float32",
            "device"_a, "stream"_a)

@@ -18,16 +18,6 @@
 
 namespace vlarft::imagine::cuda {
 
-class Prompt {
- public:
-  Memory cache;
-  int64_t length = 0, capacity = 0;
-  int64_t layout[3] = {};  // layers, kv heads, element bytes times D: of whom can read it
-};
-
-int64_t length_of(const Prompt& prompt) { return prompt.length; }
-int64_t bytes_of(const Prompt& prompt) { return prompt.cache.bytes(); }
-
 namespace {
 
 constexpr int64_t kPrefillTokens = kPiece;  // of a prompt and pass
@@ -509,9 +499,10 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t
   for (int64_t p = 0; p < scenes; ++p) {
     auto prompt = std::make_shared<Prompt>();
     const auto bytes = cache_elements(capacity) * static_cast<int64_t>(sizeof(T));
-    prompt->cache = Memory(bytes, stream);
+    const auto memory = std::make_shared<Memory>(bytes, stream);
+    prompt->cache = {memory, memory->template as<void>()};
     prompt->length = length;
-    prompt->capacity = capacity;
+    prompt->bytes = bytes;
     std::copy_n(layout_, 3, prompt->layout);
     prompts.push_back(std::move(prompt));
   }
@@ -541,7 +532,7 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t
       std::vector<int32_t> first_token = {0}, prefix_length;
       std::vector<void*> prefix, own;
       for (int64_t r = 0; r < together; ++r) {
-        T* cache = prompts[static_cast<size_t>(first + r)]->cache.template as<T>();
+        T* cache = static_cast<T*>(prompts[static_cast<size_t>(first + r)]->cache.get());
         prefix.push_back(cache);
         own.push_back(cache + done * kDim);  // both keys and values move on by so many positions
         prefix_length.push_back(to_int(done));
@@ -630,7 +621,7 @@ Stats TypedEngine<T, kDim>::imagine(const Request& request, const Prompts& promp
   std::vector<void*> prefix, own;
   std::vector<int32_t> prefix_length;
   for (const auto& prompt : prompts) {
-    prefix.push_back(prompt->cache.as<void>());
+    prefix.push_back(prompt->cache.get());
     prefix_length.push_back(to_int(prompt->length));
   }
   for (int64_t row = 0; row < sizes.rows; ++row) {

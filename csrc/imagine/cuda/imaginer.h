@@ -12,9 +12,12 @@
 
 namespace vlarft::imagine::cuda {
 
-class Prompt;  // keys and values of a scene's prompt, in device memory
-int64_t length_of(const Prompt& prompt);
-int64_t bytes_of(const Prompt& prompt);
+// Keys and values of a scene's prompt.
+struct Prompt {
+  std::shared_ptr<void> cache;  // device memory
+  int64_t length = 0, bytes = 0;
+  int64_t layout[3] = {};  // layers, kv heads, element bytes times D: of whom can read it
+};
 using Prompts = std::vector<std::shared_ptr<const Prompt>>;
 
 class Imaginer {

@@ -113,7 +113,7 @@ def limits_table(results: Sequence[Result]) -> TableData:
 def markdown(results: Sequence[Result]) -> str:
     """All tables and what they were measured on."""
     tables = [summary_table(results), details_table(results), limits_table(results)]
-    parts = ["# Benchmarks", "", *_machines(results), ""]
+    parts = ["# Benchmarks", "", *_origins(results), ""]
     for table in tables:
         parts += [f"## {table.title}", "", _markdown(table), ""]
         parts += [table.meaning, ""] if table.meaning else []
@@ -127,17 +127,22 @@ def _markdown(table: TableData) -> str:
     )
 
 
-def _machines(results: Sequence[Result]) -> list[str]:
-    lines = []
+def _machine(result: Result) -> str:
+    m = result.machine
+    versions = m.get("packages", {})
+    return (
+        f"{m.get('cpu', 'unknown processor')}, {result.threads} threads of {m.get('cores')} cores, "
+        f"torch {versions.get('torch')}, transformers {versions.get('transformers')}"
+    )
+
+
+def _origins(results: Sequence[Result]) -> list[str]:
+    """Each machine, and below it the commands that ran there."""
+    commands: dict[str, dict[str, None]] = {}
     for r in results:
-        m = r.machine
-        versions = m.get("packages", {})
-        lines.append(
-            f"{m.get('cpu', 'unknown processor')}, {r.threads} threads of {m.get('cores')} cores, "
-            f"torch {versions.get('torch')}, transformers {versions.get('transformers')}, "
-            f"commit {m.get('commit')}; `{r.command}`"
-        )
-    return list(dict.fromkeys(lines))
+        line = f"- `{r.command}`, commit {r.machine.get('commit')}"
+        commands.setdefault(_machine(r), {})[line] = None
+    return [text for machine, lines in commands.items() for text in (f"{machine}:", "", *lines)]
 
 
 def update_readme(path: Path, results: Sequence[Result]) -> None:
@@ -147,7 +152,7 @@ def update_readme(path: Path, results: Sequence[Result]) -> None:
         DataError: the file is missing, or its markers are.
     """
     table = summary_table(results)
-    body = "\n".join([_markdown(table), "", table.meaning, "", *_machines(results)])
+    body = "\n".join([_markdown(table), "", table.meaning, "", *_origins(results)])
     replace_block(path, "bench", body)
 
 
@@ -179,7 +184,7 @@ def report_data(results: Sequence[Result], command: str) -> ReportData:
     rollouts = [r for r in results if r.stage == "rollout"]
     return ReportData(
         title="vlarft benchmarks",
-        subtitle="; ".join(line.partition("; `")[0] for line in _machines(results)),
+        subtitle="; ".join(dict.fromkeys(map(_machine, results))),
         verdict=f"{len(results)} results; the engine takes {_worst(ratios)}.",
         headlines=headlines[:6],
         charts=[c for axis in ("N", "P", "T") if (c := throughput_chart(results, axis))],

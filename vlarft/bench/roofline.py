@@ -7,7 +7,7 @@ from html import escape
 from vlarft.bench.results import Result
 
 _WIDTH, _HEIGHT = 860, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 190, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 290, 16, 44
 _COLOURS = ("treatment", "second", "third", "fourth", "control")
 
 
@@ -55,11 +55,12 @@ def roofline(results: Sequence[Result]) -> str:
     )
     for number, (r, x, y) in enumerate(dots):
         colour = _COLOURS[number % len(_COLOURS)]
-        label = f"{r.case} {r.stage} {r.dtype}"
+        label = f"{number + 1}  {r.case} {r.stage} {r.dtype}"
         parts.append(
             f'<circle class="dot {colour}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="5">'
             f"<title>{escape(r.name)}: {y:.3g} GFLOP/s at {x:.3g} operations a byte, "
             f"{100 * r.share_of_limit:.0f}% of its limit</title></circle>"
+            f'<text class="tick" x="{px(x) + 8:.1f}" y="{py(y) + 4:.1f}">{number + 1}</text>'
         )
         if number * 15 < _HEIGHT - _BOTTOM - _TOP:  # a legend of what fits; dots have tooltips
             parts.append(

@@ -13,28 +13,31 @@ Rules Request::rules() const {
           static_cast<int32_t>(action_dim), static_cast<int32_t>(width)};
 }
 
+namespace {
+
+// What a row counts, of a row or of many.
+template <class Part>
+void add(Stats& to, const Part& part) {
+  to.computed += part.computed;
+  to.needed += part.needed;
+  to.row_passes += part.row_passes;
+  to.accepted += part.accepted;
+  for (int source = 0; source < kSources; ++source) {
+    to.guessed[source] += part.guessed[source];
+    to.right[source] += part.right[source];
+  }
+}
+
+}  // namespace
+
 Stats& Stats::operator+=(const Stats& other) {
   passes += other.passes;
-  computed += other.computed;
-  needed += other.needed;
-  row_passes += other.row_passes;
-  accepted += other.accepted;
-  for (int source = 0; source < kSources; ++source) {
-    guessed[source] += other.guessed[source];
-    right[source] += other.right[source];
-  }
+  add(*this, other);
   return *this;
 }
 
 Stats& Stats::operator+=(const RowState& row) {
-  computed += row.computed;
-  needed += row.needed;
-  row_passes += row.row_passes;
-  accepted += row.accepted;
-  for (int source = 0; source < kSources; ++source) {
-    guessed[source] += row.guessed[source];
-    right[source] += row.right[source];
-  }
+  add(*this, row);
   return *this;
 }
 

@@ -84,6 +84,23 @@ def test_the_three_stages_of_a_preset(recordings, tmp_path, capsys):
     assert figures - imagined <= set(re.findall("`([a-z0-9_]+)`", metrics_page))
 
 
+def test_a_policy_goes_on_from_a_policy(recordings, tmp_path):
+    config = load_config(Pretraining, "tiny", ["policy_training.learning_rate=0.0"])
+    first = train_policy(config, recordings, tmp_path / "first")
+    second = train_policy(config, recordings, tmp_path / "second", start=first)
+    a, b = (FlowPolicy.from_pretrained(folder).state_dict() for folder in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    other = load_config(Pretraining, "tiny", ["policy_training.seed=1"])
+    third = train_policy(other, recordings, tmp_path / "third")
+    with pytest.raises(CheckpointError, match="written with other data"):
+        train_policy(config, recordings, tmp_path / "second", True, start=third)
+    wide = FlowPolicyConfig.preset("tiny").model_dump() | {"sigma_max": 0.3}
+    config = load_config(Pretraining, read_yaml("tiny") | {"policy": wide})
+    with pytest.raises(ConfigError, match=r"config\.json differs"):
+        train_policy(config, recordings, tmp_path / "x", start=first)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_policy_starts_from_a_vlm_folder(recordings, tmp_path):
     vlm = vlm_encoder()
     vlm.save_pretrained(tmp_path / "vlm")

@@ -130,9 +130,7 @@ class SmallEncoder(nn.Module):
         self.word = nn.Embedding(len(config.vocabulary) + 1, width)  # row 0 is the blank
         self.word_position = nn.Parameter(0.02 * torch.randn(config.max_words, width))
         nn.init.normal_(self.word.weight, std=0.5)
-        self.pointer = (
-            Pointer(config.points, config.channels[-2], width) if config.points else None
-        )
+        self.pointer = Pointer(config.points, config.channels[-2], width) if config.points else None
         self._ids = {word: index + 1 for index, word in enumerate(config.vocabulary)}
 
     @property

@@ -15,7 +15,7 @@ from vlarft.engine.resolve import resolve_device
 from vlarft.errors import ConfigError, DataError
 from vlarft.eval.world_model import check_windows, evaluate_world_model
 from vlarft.files import write_json
-from vlarft.models.flow_policy import FlowPolicyConfig
+from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
 from vlarft.models.small_encoder import SmallEncoderConfig
 from vlarft.models.tokenizer import Tokenizer
@@ -118,6 +118,9 @@ def policy_command(
     vlm: Annotated[
         Path | None, typer.Option(help="Folder of a pre-trained VLM; a policy with a VLM needs it.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Policy folder to go on from, of the configured sizes.")
+    ] = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -125,7 +128,7 @@ def policy_command(
 
     Example: vlarft train policy --data rendered/libero_object --run runs/policy
     """
-    train_policy(_pretraining(config, settings), data, run, resume, device, vlm)
+    train_policy(_pretraining(config, settings), data, run, resume, device, vlm, start)
     _done(run, json_file)
 
 
@@ -293,8 +296,18 @@ def train_policy(
     resume: bool = False,
     device: str = "cpu",
     vlm: Path | None = None,
+    start: Path | None = None,
 ) -> Path:
-    """Train a policy by behaviour cloning, from a VLM folder when given, and write `run/policy`.
+    """Train a policy by behaviour cloning and write `run/policy`.
+
+    Args:
+        config: sizes and recipe.
+        data: recordings.
+        run: run folder.
+        resume: go on from the newest checkpoint.
+        device: cpu or cuda.
+        vlm: folder of a pre-trained VLM.
+        start: folder of a policy of the same sizes to go on from, instead; it keeps its statistics.
 
     Raises:
         BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
@@ -306,7 +319,7 @@ def train_policy(
 
     place = resolve_device(device)
     settings, sizes = config.policy_training, config.policy_config()
-    encoder = _pretrained_vlm(sizes, vlm)
+    encoder = None if start else _pretrained_vlm(sizes, vlm)
     training, validation = _windows(data, config)
     if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
         _check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
@@ -314,8 +327,12 @@ def train_policy(
     origin = _origin(model, "policy_training", settings, training, validation)
     if encoder is not None:
         origin.data["vlm"] = weights_fingerprint(encoder)
-    statistics = compute_statistics(training.episodes)
-    policy = build_policy(sizes, statistics, settings.seed, encoder).to(place)
+    if start is None:
+        statistics = compute_statistics(training.episodes)
+        policy = build_policy(sizes, statistics, settings.seed, encoder).to(place)
+    else:
+        policy = _started(start, sizes).to(place)
+        origin.data["start"] = weights_fingerprint(policy)
     _open(run, resume, origin, config)
     task = PolicyTask(policy, settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="policy")
@@ -323,6 +340,22 @@ def train_policy(
     policy.save_pretrained(run / "policy")
     _finish(run, "policy", settings, result, origin)
     return run / "policy"
+
+
+def _started(folder: Path, wanted: FlowPolicyConfig) -> FlowPolicy:
+    """A policy to go on from.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+        ConfigError: the policy has other sizes than wanted.
+    """
+    policy = FlowPolicy.from_pretrained(folder)
+    if policy.config != wanted:
+        raise ConfigError(
+            f"{folder}: its config.json differs from the configured policy; choose the --config "
+            "that it was trained with"
+        )
+    return policy
 
 
 def _pretrained_vlm(wanted: FlowPolicyConfig, folder: Path | None) -> VLMEncoder | None:

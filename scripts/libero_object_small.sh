@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${RUNS:-runs/libero_object_small} JOBS=${JOBS:-2} DEVICE=${DEVICE:-cpu}
 SEEDS=${SEEDS:-0,1,2} EPISODES=${EPISODES:-20}
-CONFIG=libero_object_small RFT=rft-small
+CONFIG=small RFT=rft-small
 data=$RUNS/data world=$RUNS/world/world policy=$RUNS/policy/policy
 vlarft=(.venv/bin/vlarft)
 simulator=(--jobs "$JOBS")

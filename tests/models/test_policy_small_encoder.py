@@ -7,13 +7,7 @@ from tests.models.policy_helpers import MILK, SOUP, observe
 from vlarft.config import load_config
 from vlarft.errors import ConfigError, DataError, ShapeError
 from vlarft.models.policy import Observation
-from vlarft.models.small_encoder import (
-    Pointer,
-    SmallEncoder,
-    SmallEncoderConfig,
-    split_words,
-    words,
-)
+from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig, split_words, words
 
 TINY = SmallEncoderConfig(image_size=32, channels=(8, 16), width=12, max_words=12)
 OBJECTS = (
@@ -83,33 +77,3 @@ def test_unknown_words_empty_texts_and_other_sizes_are_refused() -> None:
 def test_wrong_configurations_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(SmallEncoderConfig, values)
-
-
-def test_points_are_more_tokens_that_the_instruction_moves() -> None:
-    torch.manual_seed(0)
-    encoder = SmallEncoder(TINY.model_copy(update={"points": 3}))
-    base = observe(1)
-    tokens = encoder(base)
-    assert tokens.shape == (1, encoder.tokens, 12)
-    assert encoder.tokens == 64 + 12 + 3
-    other = encoder(Observation(base.image, base.proprioception, [SOUP]))
-    assert (tokens - other)[:, -3:].abs().max() > 1e-4
-
-
-def test_a_point_learns_a_place_finer_than_a_cell() -> None:
-    torch.manual_seed(0)
-    pointer = Pointer(points=2, channels=8, width=4)
-    read = torch.nn.Linear(4, 2)
-    optimiser = torch.optim.Adam([*pointer.parameters(), *read.parameters()], lr=0.02)
-    centres = torch.linspace(-1, 1, 8)
-    for _ in range(250):
-        place = 1.6 * torch.rand(64, 2) - 0.8
-        spread = (centres - place[:, :, None]) / 0.25  # a blob as wide as a cell
-        blob = torch.exp(-spread[:, 0, :, None].square() - spread[:, 1, None, :].square())
-        features = blob[:, None].expand(-1, 8, -1, -1)
-        found = read(pointer(features, torch.zeros(64, 4))).mean(1)
-        error = (found - place).abs().mean()
-        optimiser.zero_grad()
-        error.backward()
-        optimiser.step()
-    assert error < 0.25 * (centres[1] - centres[0])

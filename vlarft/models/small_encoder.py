@@ -36,8 +36,6 @@ class SmallEncoderConfig(Config):
     """Known words, lower case; `words(instructions)` collects them from data."""
     max_words: int = Field(default=24, ge=1)
     """Longest instruction in words; shorter ones are filled with a learned blank."""
-    points: int = Field(default=0, ge=0)
-    """Places in the picture that the instruction asks for, one more token each; 0 = none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SmallEncoderConfig":
@@ -47,8 +45,6 @@ class SmallEncoderConfig(Config):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of {2 ** len(self.channels)}"
             )
-        if self.points and len(self.channels) < 2:
-            raise ValueError("points are found before the last of at least 2 channels")
         if len(set(self.vocabulary)) != len(self.vocabulary) or not self.vocabulary:
             raise ValueError("vocabulary is empty or names a word twice")
         return self
@@ -77,35 +73,6 @@ class ConvBlock(nn.Module):
         return F.silu(self.norm(self.conv(x)))
 
 
-class Pointer(nn.Module):
-    """Where things are: features steered by the instruction, then a spatial soft-argmax.
-
-    Each point is a softmax over all places of a feature map, whose mean place and mean features
-    make a token (arXiv 1504.00702, section 4). A place is finer than a cell of the map.
-    """
-
-    def __init__(self, points: int, channels: int, width: int) -> None:
-        super().__init__()
-        self.film = nn.Linear(width, 2 * channels)
-        self.look = ConvBlock(channels, channels, 1)
-        self.heat = nn.Conv2d(channels, points, 1)
-        self.project = nn.Linear(2 + channels, width)
-        self.name = nn.Parameter(0.02 * torch.randn(points, width))
-
-    def forward(self, features: Tensor, pooled: Tensor) -> Tensor:
-        """Features [P,C,H,W] and the pooled instruction [P,width] to tokens [P,points,width]."""
-        scale, shift = self.film(pooled)[:, :, None, None].chunk(2, dim=1)
-        seen = self.look(features * (1 + scale) + shift)
-        share = self.heat(seen).flatten(2).softmax(-1)
-        height, width = seen.shape[2:]
-        y = torch.linspace(-1, 1, height, device=seen.device, dtype=seen.dtype)
-        x = torch.linspace(-1, 1, width, device=seen.device, dtype=seen.dtype)
-        places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
-        where, what = share @ places, share @ seen.flatten(2).transpose(1, 2)
-        tokens: Tensor = self.project(torch.cat([where, what], dim=-1)) + self.name
-        return tokens
-
-
 class SmallEncoder(nn.Module):
     """Image and instruction to context tokens; the instruction also steers the image features.
 
@@ -130,7 +97,6 @@ class SmallEncoder(nn.Module):
         self.word = nn.Embedding(len(config.vocabulary) + 1, width)  # row 0 is the blank
         self.word_position = nn.Parameter(0.02 * torch.randn(config.max_words, width))
         nn.init.normal_(self.word.weight, std=0.5)
-        self.pointer = Pointer(config.points, config.channels[-2], width) if config.points else None
         self._ids = {word: index + 1 for index, word in enumerate(config.vocabulary)}
 
     @property
@@ -140,8 +106,8 @@ class SmallEncoder(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Context tokens S of a scene: image tokens, word tokens, then points."""
-        return self.side * self.side + self.config.max_words + self.config.points
+        """Context tokens S of a scene: image tokens, then word tokens."""
+        return self.side * self.side + self.config.max_words
 
     def forward(self, observation: Observation) -> Tensor:
         """Context tokens [P, S, width].
@@ -163,14 +129,11 @@ class SmallEncoder(nn.Module):
         pooled = (text * known).sum(1) / known.sum(1)
         # Permuting [P,H,W,3] is already the channels-last layout that convolutions are fastest in.
         image = observation.image.to(device).permute(0, 3, 1, 2).to(self.position.dtype) / 127.5 - 1
-        fine = self.down[:-1](image)
-        features = self.down[-1](fine)
+        features = self.down(image)
         scale, shift = self.film(pooled)[:, :, None, None].chunk(2, dim=1)
         features = features + self.mix(features * (1 + scale) + shift)
         seen = self.project(features.flatten(2).transpose(1, 2)) + self.position
-        if self.pointer is None:
-            return torch.cat([seen, text], dim=1)
-        return torch.cat([seen, text, self.pointer(fine, pooled)], dim=1)
+        return torch.cat([seen, text], dim=1)
 
     def _word_ids(self, instruction: str) -> list[int]:
         found = split_words(instruction)

@@ -520,6 +520,19 @@ def eval_reward(
         bool,
         typer.Option(help="Also imagine four chunks in a row, where episodes are long enough."),
     ] = True,
+    simulator: Annotated[
+        bool, typer.Option("--simulator", help="Also execute the same actions in LIBERO.")
+    ] = False,
+    states: Annotated[
+        Path | None,
+        typer.Option(help="Recorded states to execute from [default: those in the data]."),
+    ] = None,
+    python: Python = None,
+    jobs: Jobs = 1,
+    failures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Drawn recordings of failed episodes, to tell from the data's."),
+    ] = None,
     metric: Metric = "lpips-alex",
     seed: Seed = 0,
     temperature: Temperature = None,
@@ -530,24 +543,38 @@ def eval_reward(
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
-    """Does the reward mean anything? Conventions, signal against noise, order, horizon; a verdict.
+    """Does the reward mean anything? Conventions, noise, order, horizon, simulator; a verdict.
 
-    Example: vlarft eval reward --world my/world --data my/demonstrations
+    Example: vlarft eval reward --world my/world --data my/demonstrations --simulator
     """
+    from vlarft.data.libero import read_episodes
     from vlarft.data.windows import Windows
     from vlarft.demo import DEMOS, WORLD, EngineOptions, load_windows
     from vlarft.errors import DataError
     from vlarft.eval.horizon import CHUNKS, measure_horizon
+    from vlarft.eval.outcomes import measure_outcomes
     from vlarft.eval.reward import evaluate_reward
+    from vlarft.eval.simulated import Simulations
+    from vlarft.eval.uncertainty import measure_uncertainty
     from vlarft.progress import progress_bar
     from vlarft.rft.evaluation import spread_windows
 
+    if not simulator and (states or python):
+        raise ConfigError("--states and --python are about the simulator; add --simulator")
     console = console_for(json_file)
     options = EngineOptions(backend, dtype, attention, device)
     engine = options.load(world or WORLD, metric)
     sampling = _sampling(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
     chosen = load_windows(data or [DEMOS], split, engine.world.layout)
-    far = None
+    picked = spread_windows(len(chosen), windows)
+    failed = read_episodes(failures) if failures else None
+    simulations = None
+    if simulator:
+        simulations = Simulations(chosen, picked, states=states, python=python, jobs=jobs)
+    ends = far = None
+    if failed:
+        with progress_bar("comparing ends") as progress:
+            ends = measure_outcomes(engine, chosen.episodes, failed, sampling, progress=progress)
     if horizon:
         try:
             long = Windows(chosen.episodes, CHUNKS * chosen.frames)
@@ -557,15 +584,20 @@ def eval_reward(
             with progress_bar("imagining chunk after chunk") as progress:
                 numbers = spread_windows(len(long), windows)
                 far = measure_horizon(engine, long, numbers, sampling, progress=progress)
+    with progress_bar("asking what is not known") as progress:
+        doubt = measure_uncertainty(engine, chosen, picked, sampling, progress=progress)
     with progress_bar("judging groups") as progress:
         report = evaluate_reward(
             engine,
             chosen,
-            spread_windows(len(chosen), windows),
+            picked,
             sampling,
             rollouts=rollouts,
             seeds=seeds,
             horizon=far,
+            uncertainty=doubt,
+            outcomes=ends,
+            simulations=simulations,
             progress=progress,
         )
     console.print(report.table())

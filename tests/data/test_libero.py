@@ -96,6 +96,17 @@ def test_split_by_number_and_limit(tmp_path):
     assert not train & {(e.file, e.name) for e in val}
 
 
+def test_failures_belong_to_no_split_of_demonstrations(tmp_path):
+    file = write_libero(
+        tmp_path / "a.hdf5",
+        dict.fromkeys((0, 3, 100), 2),
+        episode_attributes={100: {"split": "failure", "success": False}},
+    )
+    assert [(e.name, e.split) for e in read_episodes(file)][2] == ("demo_100", "failure")
+    for split in ("train", "val"):
+        assert "demo_100" not in [e.name for e in read_episodes(file, split)]
+
+
 def test_noops_compare_the_gripper_with_the_last_kept_action():
     actions = np.zeros((6, 7), np.float32)
     actions[:, 6] = [-1, -1, 1, 1, -1, -1]
@@ -172,7 +183,7 @@ EPISODE = "data/demo_0"
             lambda h: h["data"].attrs.update(macros_image_convention="opencv"),
             ["macros_image_convention", "opengl"],
         ),
-        (lambda h: h[EPISODE].attrs.update(split="test"), ["demo_0.split", "train, val"]),
+        (lambda h: h[EPISODE].attrs.update(split="test"), ["demo_0.split", "train, val, failure"]),
         (lambda h: h["data"].create_group("mask"), ["key 'data/mask' is not an episode"]),
     ],
 )

@@ -12,7 +12,9 @@ from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import ConfigError, DataError
 from vlarft.eval.conventions import AS_RECORDED, compare_conventions, readings, teacher_forced
 from vlarft.eval.horizon import measure_horizon
-from vlarft.eval.reward import evaluate_reward, rank_correlation, variance_parts
+from vlarft.eval.reward import evaluate_reward, variance_parts
+from vlarft.eval.simulated import Executed
+from vlarft.eval.uncertainty import measure_uncertainty
 from vlarft.models.world_model import WorldModel
 from vlarft.rft.evaluation import spread_windows
 
@@ -34,12 +36,6 @@ def test_noise_alone_is_no_signal():
     between, within = variance_parts(random(4, 500, 8))
     assert float(between.mean()) < 0.15
     assert float(within.mean()) == pytest.approx(1, rel=0.1)
-
-
-def test_rank_correlation():
-    a = torch.tensor([[1.0, 2, 3, 4], [1, 2, 3, 4], [1, 1, 2, 2], [5, 5, 5, 5]])
-    b = torch.tensor([[10.0, 20, 30, 99], [4, 3, 2, 1], [1, 2, 3, 4], [1, 2, 3, 4]])
-    assert rank_correlation(a, b).tolist() == pytest.approx([1, -1, 0.8944, 0], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +77,47 @@ def test_the_bundled_world_model_reads_its_own_data_best(world, windows):
     assert set(by_name) == set(readings(world))
 
 
+class StandInSimulations:
+    """Shows white squares as large as the largest difference to the expert's actions."""
+
+    after = (4, 8)
+
+    def run(self, actions, progress):
+        self.actions = actions
+        progress(len(actions), len(actions))
+        count, members = actions.shape[:2]
+        error = (actions - actions[:, :1]).abs().amax((2, 3))
+        frames = torch.zeros(count, members, 2, 64, 64, 3, dtype=torch.uint8)
+        for row in range(count):
+            for member in range(members):
+                frames[row, member, :, : 1 + int(error[row, member] * 30)] = 255
+        still = torch.zeros(count, members, 3, dtype=torch.float64)
+        return Executed(frames, still, still, torch.zeros(count, members, dtype=torch.bool))
+
+
 def test_evaluation_end_to_end(world, windows):
     engine = RolloutEngine(world, metric="lpips-alex")
+    numbers = spread_windows(len(windows), 6)
+    sampling = Sampling(temperature=0.3)
+    simulations, seen = StandInSimulations(), []
     report = evaluate_reward(
         engine,
         windows,
-        spread_windows(len(windows), 6),
-        Sampling(temperature=0.3),
+        numbers,
+        sampling,
         rollouts=4,
         seeds=2,
+        uncertainty=measure_uncertainty(engine, windows, numbers, sampling),
+        simulations=simulations,
+        progress=lambda *report: seen.append(report),
     )
+    assert seen[-1] == (12, 12)
+    assert simulations.actions.shape == (6, 5, 8, 7)
+    assert torch.equal(simulations.actions[:, 0], windows.batch(numbers).actions)
+    assert report.simulated.agreements[0].groups == 6
+    assert report.simulated.agreements[0].actions.value > 0.7
+    assert "rank correlation with the simulator's frames after 8" in report.checks()[-1][1]
+    assert -1 <= report.uncertainty.order.value <= 1
     assert list(report.sensitivity) == [0.05, 0.1, 0.2, 0.4]
     assert report.sensitivity[0.4] > report.sensitivity[0.05] > 0
     assert {g.noise for g in report.groups} == {"shared", "independent"}
@@ -130,3 +157,10 @@ def test_command(capsys):
     assert found["kind"] == "reward"
     assert found["horizon"] is None
     assert len(found["checks"]) == 5
+
+
+def test_options_of_the_simulator_need_it(tmp_path, capsys):
+    assert run_command(["eval", "reward", "--states", str(tmp_path)]) == 2
+    assert "--states and --python are about the simulator; add --simulator" in (
+        capsys.readouterr().err
+    )

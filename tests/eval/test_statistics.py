@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from vlarft.errors import DataError, ShapeError
-from vlarft.eval.statistics import bootstrap, episode_weights, mean_interval
+from vlarft.eval.statistics import (
+    bootstrap,
+    episode_weights,
+    mean_interval,
+    rank_correlation,
+    rank_interval,
+)
 
 
 def test_windows_of_an_episode_share_their_weight_and_draws_have_the_same_size():
@@ -47,3 +53,26 @@ def test_one_episode_has_no_interval():
 def test_shapes_are_checked():
     with pytest.raises(ShapeError, match=r"values \[3\] and episode \[4\]"):
         mean_interval(torch.zeros(3), torch.zeros(4))
+
+
+def test_rank_correlation():
+    a = torch.tensor([[1.0, 2, 3, 4], [1, 2, 3, 4], [1, 1, 2, 2], [5, 5, 5, 5]])
+    b = torch.tensor([[10.0, 20, 30, 99], [4, 3, 2, 1], [1, 2, 3, 4], [1, 2, 3, 4]])
+    assert rank_correlation(a, b).tolist() == pytest.approx([1, -1, 0.8944, 0], abs=1e-4)
+
+
+def test_rank_interval_ranks_every_draw_anew():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(12, generator=generator).double()
+    b = a.round() + 0.5 * torch.randn(12, generator=generator).double()
+    episode = torch.arange(12) // 2
+    drawn = []
+    for weights in episode_weights(episode):
+        rows = torch.arange(12).repeat_interleave(weights.long())
+        drawn.append(float(rank_correlation(a[None, rows], b[None, rows])))
+    found = rank_interval(a, b, episode)
+    assert found.value == pytest.approx(float(rank_correlation(a[None], b[None])))
+    low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert found.interval == pytest.approx((low, high), abs=1e-5)
+    with pytest.raises(ShapeError, match=r"figures \[12\] and \[11\] and episode \[12\]"):
+        rank_interval(a, b[1:], episode)

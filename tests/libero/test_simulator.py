@@ -69,3 +69,34 @@ def test_pictures(simulator):
     assert picture.std() > 20
     with pytest.raises(DataError, match=r"no camera 'front'; allowed: .*agentview"):
         simulator.draw("front")
+
+
+def test_a_branch_does_what_the_recording_did(simulator):
+    """A closing gripper and a turning arm: what a state does not hold is restored."""
+    rollout = play_expert(simulator, simulator.initial_states()[1], np.random.default_rng(3))
+    entries = simulator.entries(simulator.target)
+    closing = int(np.flatnonzero(rollout.actions[:, 6] > 0)[0])
+    for at in (5, closing + 3, closing + 20):
+        done, ahead = rollout.actions[:at, 6], rollout.actions[at : at + 8]
+        found = simulator.branch(rollout.states[at], done, ahead, "agentview", [4, 8])
+        recorded = rollout.states[at + 8][entries][:3]
+        np.testing.assert_allclose(found["target"], recorded, atol=1e-4)
+        for number, frame in zip((4, 8), found["frames"], strict=True):
+            simulator.set_state(rollout.states[at + number])
+            difference = np.abs(simulator.draw("agentview").astype(int) - frame)
+            assert difference.mean() < 0.05
+        again = simulator.branch(rollout.states[at], done, ahead, "agentview", [4, 8])
+        assert all(np.array_equal(found[key], again[key]) for key in found)
+
+
+def test_a_branch_without_what_the_gripper_was_told_drops_the_target(simulator):
+    rollout = play_expert(simulator, simulator.initial_states()[1], np.random.default_rng(3))
+    at = int(np.flatnonzero(rollout.actions[:, 6] > 0)[0]) + 40  # carried
+    told = [rollout.actions[:at, 6], np.zeros(0, np.float32)]
+    heights = [
+        simulator.branch(rollout.states[at], g, rollout.actions[at : at + 8], "agentview", [])[
+            "target"
+        ][2]
+        for g in told
+    ]
+    assert heights[1] < heights[0] - 0.02

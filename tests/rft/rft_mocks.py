@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -34,13 +35,14 @@ class MockWorld(nn.Module):
     def __init__(self, value: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((3,), value))
+        self.transformer = SimpleNamespace(device=torch.device("cpu"))
         self.layout = Layout(frames=T, action_low=(-1.0,) * A, action_high=(1.0,) * A)
 
 
 class MockEngine:
     """Like `RolloutEngine`: an imagined frame is the running mean of the actions up to it."""
 
-    metric, dtype = "lpips-alex", torch.float32
+    metric, dtype, device = "lpips-alex", torch.float32, torch.device("cpu")
 
     def __init__(self, world: float = 1.0) -> None:
         self.world = MockWorld(world)

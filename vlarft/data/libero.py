@@ -28,8 +28,9 @@ NOOP_NORM = (
     1e-4  # OpenVLA's rule: an action that moves less and leaves the gripper alone is dropped
 )
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
+Split = Literal["train", "val", "failure"]
+SPLITS: tuple[Split, ...] = ("train", "val")  # of demonstrations
+FAILURE: Split = "failure"  # of none
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Episode:
         task: LIBERO's task name, words joined by underscores.
         instruction: the sentence given to a policy.
         kind: how the start was made, e.g. "standard", "moved"; "original" when not recorded.
-        split: "train" or "val".
+        split: "train" or "val"; "failure" is in neither.
         success: whether the task was solved.
         init_index: index of LIBERO's initial state, -1 when not recorded.
         frames: uint8 [L+1, H, W, 3], turned by 180 degrees from the file's rows.
@@ -214,14 +215,16 @@ def episode_split(file: Path, data: h5py.Group, name: str) -> Split:
     """Split of an episode: its attribute, or `split_of` its number.
 
     Raises:
-        DataError: the attribute is neither "train" nor "val".
+        DataError: the attribute is none of the splits.
     """
     split = _text(data[name].attrs.get("split", split_of(episode_number(data, name))))
-    if split not in SPLITS:
-        raise DataError(
-            f"{file}: attribute 'data/{name}.split' is '{split}'; allowed: {', '.join(SPLITS)}"
-        )
-    return "train" if split == "train" else "val"
+    for known in (*SPLITS, FAILURE):
+        if split == known:
+            return known
+    raise DataError(
+        f"{file}: attribute 'data/{name}.split' is '{split}'; allowed: "
+        f"{', '.join((*SPLITS, FAILURE))}"
+    )
 
 
 def task_and_instruction(file: Path, data: h5py.Group) -> tuple[str, str]:

@@ -94,18 +94,11 @@ def teacher_forced(world: WorldModel, frames: Tensor, actions: Tensor) -> Tensor
     Returns:
         float64 [B], nats a frame token, among frame codes.
     """
-    device = next(world.transformer.parameters()).device
-    pixels = frames.permute(0, 1, 4, 2, 3).float() / 255
-    context, features = world.tokenizer.encode_context(pixels[:, 0].to(device))
-    tokens = world.tokenizer.encode_frames(features, pixels.to(device))
-    ids = world.sequence_ids(context, tokens, actions.to(device))
-    targets = world.target_mask(actions.shape[1])[1:].to(device)
-    hidden = world.transformer.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    head = world.transformer.lm_head.weight[: world.frame_codes]
-    logits = F.linear(hidden[:, targets], head).double()
-    labels = ids[:, 1:][:, targets]
-    surprise = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return surprise.view(len(ids), -1).mean(1).cpu()
+    context, tokens = world.window_tokens(frames)
+    logits = world.frame_logits(context, tokens, actions).double()
+    labels = tokens[:, 1:].to(logits.device)
+    surprise = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+    return surprise.view(len(frames), -1).mean(1).cpu()
 
 
 def compare_conventions(

@@ -33,6 +33,16 @@ class Horizon:
     copy: tuple[float, ...]
     windows: int
 
+    def lines(self) -> list[str]:
+        """One line a chunk."""
+        return [
+            f"frame {at}: {free:.2f} dB free-running, {restarted:.2f} from a recorded frame, "
+            f"{copy:.2f} copying (moving pixels)"
+            for at, free, restarted, copy in zip(
+                self.frames, self.free, self.restarted, self.copy, strict=True
+            )
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """As written to `summary.json`."""
         return {

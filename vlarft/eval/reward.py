@@ -8,7 +8,7 @@ was recorded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,16 @@ from vlarft.errors import ConfigError
 from vlarft.eval.conventions import AS_RECORDED, Convention, compare_conventions
 from vlarft.eval.horizon import Horizon
 from vlarft.eval.image_quality import psnr, squared_error
-from vlarft.eval.statistics import Estimate, bootstrap, mean_interval
+from vlarft.eval.outcomes import Outcomes
+from vlarft.eval.simulated import Simulated, Simulations, agree
+from vlarft.eval.statistics import (
+    Estimate,
+    bootstrap,
+    mean_interval,
+    rank_correlation,
+    rank_interval,
+)
+from vlarft.eval.uncertainty import Uncertainty
 from vlarft.rft.config import RewardConfig
 from vlarft.rft.rewards import action_distance, action_scale, rollout_distance
 
@@ -72,6 +81,9 @@ class RewardReport:
         sensitivity: mean distance to the expert by scale of the perturbation, shared noise.
         ceiling: PSNR of the tokenizer's reconstruction over moving pixels, last frame, dB.
         horizon: several chunks in a row, when the episodes are long enough.
+        uncertainty: entropy against error, when measured.
+        simulated: groups executed in the simulator, when asked for.
+        outcomes: recorded failures against successes, when failures are given.
     """
 
     windows: int
@@ -81,7 +93,10 @@ class RewardReport:
     groups: list[Groups]
     sensitivity: dict[float, float]
     ceiling: float
-    horizon: Horizon | None
+    horizon: Horizon | None = None
+    uncertainty: Uncertainty | None = None
+    simulated: Simulated | None = None
+    outcomes: Outcomes | None = None
 
     def checks(self) -> list[tuple[bool, str]]:
         """Whether each check holds, and its figures in words."""
@@ -115,6 +130,8 @@ class RewardReport:
                 f"tokenizer's ceiling over moving pixels: {self.ceiling:.2f} dB (asked: "
                 f"{CEILING_DB:g})",
             ),
+            *(self.simulated.checks() if self.simulated else []),
+            *(self.outcomes.checks() if self.outcomes else []),
         ]
 
     @property
@@ -128,16 +145,8 @@ class RewardReport:
         verdict = "the reward can be trusted" if not failed else f"{failed} checks failed"
         words = [f"Verdict: {verdict}."]
         words += [f"[{'ok' if holds else 'FAILED'}] {text}" for holds, text in self.checks()]
-        if self.horizon is not None:
-            h = self.horizon
-            words += [
-                f"frame {at}: {free:.2f} dB free-running, {restarted:.2f} from a recorded frame, "
-                f"{copy:.2f} copying (moving pixels)"
-                for at, free, restarted, copy in zip(
-                    h.frames, h.free, h.restarted, h.copy, strict=True
-                )
-            ]
-        return words
+        shown = (self.simulated, self.outcomes, self.horizon, self.uncertainty)
+        return words + [line for part in shown if part for line in part.lines()]
 
     def table(self) -> Table:
         """Readings of the data."""
@@ -167,7 +176,10 @@ class RewardReport:
             "groups": [g.to_dict() for g in self.groups],
             "sensitivity": {f"{scale:g}": value for scale, value in self.sensitivity.items()},
             "ceiling": self.ceiling,
-            "horizon": None if self.horizon is None else self.horizon.to_dict(),
+            "horizon": self.horizon and self.horizon.to_dict(),
+            "uncertainty": self.uncertainty and self.uncertainty.to_dict(),
+            "simulated": self.simulated and self.simulated.to_dict(),
+            "outcomes": self.outcomes and self.outcomes.to_dict(),
         }
 
 
@@ -192,21 +204,6 @@ def variance_parts(distance: Tensor) -> tuple[Tensor, Tensor]:
     return (between - noise / seeds).clamp_min(0), noise
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's correlation of two float [P,N], for each P; 0 where one of them is constant."""
-    x, y = (_ranks(values) for values in (a, b))
-    x, y = (r - r.mean(1, keepdim=True) for r in (x, y))
-    size = (x.square().sum(1) * y.square().sum(1)).sqrt()
-    return torch.where(size > 0, (x * y).sum(1) / size.clamp_min(1e-30), torch.zeros_like(size))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks of each row, equal values sharing their mean."""
-    below = (values[:, None, :] < values[:, :, None]).sum(2)
-    equal = (values[:, None, :] == values[:, :, None]).sum(2)
-    return below.double() + (equal.double() - 1) / 2
-
-
 @torch.no_grad()
 def evaluate_reward(
     engine: RolloutEngine,
@@ -218,6 +215,9 @@ def evaluate_reward(
     seeds: int = 4,
     batch: int = 8,
     horizon: Horizon | None = None,
+    uncertainty: Uncertainty | None = None,
+    outcomes: Outcomes | None = None,
+    simulations: Simulations | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RewardReport:
     """Check the reward of a world model on recorded windows.
@@ -231,7 +231,10 @@ def evaluate_reward(
         seeds: S, noise seeds.
         batch: windows at once.
         horizon: as measured by `measure_horizon`; None: left out.
-        progress: called with (windows done, windows) of the groups.
+        uncertainty: as measured by `measure_uncertainty` on the same windows; likewise.
+        outcomes: as measured by `measure_outcomes`; likewise.
+        simulations: executes the groups of the same windows; likewise.
+        progress: called with (windows done, windows) of the groups; executing them counts too.
 
     Raises:
         ConfigError: fewer than 4 rollouts or 2 seeds.
@@ -249,7 +252,8 @@ def evaluate_reward(
     unit = action_scale(torch.cat([torch.from_numpy(e.actions) for e in windows.episodes]))
     perturbed = _Perturbed(unit, rollouts)
     found: dict[str, list[Tensor]] = {noise: [] for noise in NOISES}
-    errors, ceilings = [], []
+    total = len(numbers) * (1 if simulations is None else 2)
+    errors, ceilings, chunks, last = [], [], [], []
     for some in numbers.split(batch):
         recording = windows.batch(some)
         actions = perturbed(recording.actions, some)
@@ -260,13 +264,32 @@ def evaluate_reward(
                 _distances(engine, scenes, actions, recording.actions, sampling, noise, seeds)
             )
         ceilings.append(_ceiling(engine, recording.frames))
+        chunks.append(torch.cat([recording.actions[:, None], actions], dim=1))
+        last.append(recording.frames[:, -1])
         if progress:
-            progress(sum(len(part) for part in errors), len(numbers))
+            progress(sum(len(part) for part in errors), total)
     error = torch.cat(errors)
     distance = {noise: torch.cat(parts, dim=1) for noise, parts in found.items()}
     scale = perturbed.scales
     mean = distance["shared"].mean((0, 1))
     ceiling = torch.cat(ceilings)
+    if uncertainty is not None:
+        order = rank_correlation(distance["shared"].mean(0), error)
+        uncertainty = replace(uncertainty, order=rank_interval(uncertainty.entropy, order, episode))
+    simulated = None
+    if simulations is not None:
+        simulated = agree(
+            engine,
+            simulations.run(
+                torch.cat(chunks),
+                progress and (lambda done, count: progress(len(numbers) + done, 2 * count)),
+            ),
+            torch.cat(last),
+            distance["shared"].mean(0),
+            error,
+            episode,
+            simulations.after,
+        )
     return RewardReport(
         windows=len(numbers),
         rollouts=rollouts,
@@ -276,6 +299,9 @@ def evaluate_reward(
         sensitivity={size: float(mean[scale == size].mean()) for size in SCALES},
         ceiling=float(ceiling[ceiling.isfinite()].mean()),
         horizon=horizon,
+        uncertainty=uncertainty,
+        outcomes=outcomes,
+        simulated=simulated,
     )
 
 

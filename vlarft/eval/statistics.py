@@ -120,6 +120,44 @@ def mean_interval(
     return bootstrap(lambda w: (w * column).sum(1) / w.sum(1), episode, draws=draws, seed=seed)
 
 
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's correlation of two float [P,N], for each P; 0 where one of them is constant."""
+    x, y = (_order(values).sum(2) for values in (a, b))
+    return _correlation(x, y, torch.ones_like(x))
+
+
+def rank_interval(a: Tensor, b: Tensor, episode: Tensor) -> Estimate:
+    """Spearman's correlation of two figures of windows [W], ranked anew in each draw.
+
+    Raises:
+        ShapeError: shapes differ.
+        DataError: fewer than two episodes.
+    """
+    if a.shape != episode.shape or b.shape != episode.shape:
+        raise ShapeError(
+            f"figures {list(a.shape)} and {list(b.shape)} and episode {list(episode.shape)} must "
+            "be equal [W]"
+        )
+    x, y = (_order(values[None])[0] for values in (a, b))
+    return bootstrap(lambda w: _correlation(w @ x.T, w @ y.T, w), episode)
+
+
+def _order(values: Tensor) -> Tensor:
+    """Members [P,N,N] below each member of a row [P,N], equal ones by half: their sum is a rank."""
+    below = values[:, None, :] < values[:, :, None]
+    equal = values[:, None, :] == values[:, :, None]
+    return below.double() + equal.double() / 2
+
+
+def _correlation(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Pearson's correlation of each row [P,N] of members with weights; 0 where one is constant."""
+    total = weights.sum(1, keepdim=True)
+    x, y = (v - (weights * v).sum(1, keepdim=True) / total for v in (x, y))
+    size = ((weights * x.square()).sum(1) * (weights * y.square()).sum(1)).sqrt()
+    product = (weights * x * y).sum(1)
+    return torch.where(size > 1e-9, product / size.clamp_min(1e-9), torch.zeros_like(size))
+
+
 def wilson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a success rate, in [0, 1]; (0, 1) without trials.
 

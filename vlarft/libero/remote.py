@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -190,6 +191,20 @@ class RemoteSimulator:
     def set_state(self, state: Float64Array) -> None:
         """Put the simulator in a recorded state; no physics is stepped."""
         self._worker.call("set_state", state=state)
+
+    def branch(
+        self,
+        state: Float64Array,
+        gripper: Float32Array,
+        actions: Float32Array,
+        camera: str,
+        after: Sequence[int],
+    ) -> dict[str, Any]:
+        """What actions do from a recorded state; see `Simulator.branch`."""
+        branched: dict[str, Any] = self._worker.call(
+            "branch", state=state, gripper=gripper, actions=actions, camera=camera, after=after
+        )
+        return branched
 
     def entries(self, name: str) -> slice:
         """See `Scene`."""

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,60 @@ class Simulator:
         """Put the simulator in a recorded state; no physics is stepped."""
         self._env.set_state(state)
         self._env.sim.forward()
+
+    def branch(
+        self,
+        state: Float64Array,
+        gripper: Float32Array,
+        actions: Float32Array,
+        camera: str,
+        after: Sequence[int],
+    ) -> dict[str, Any]:
+        """What actions do from a recorded state, whatever this simulator did before.
+
+        A state holds neither the controller nor how far the gripper's slow command has come: the
+        controller's goal is where the arm is, the command follows from what the gripper was told.
+
+        Args:
+            state: [S].
+            gripper: last entries of the actions before it since the start of the episode, [n].
+            actions: [T, 7], all of them executed.
+            camera: of the pictures.
+            after: numbers of actions after which one is taken, increasing, 1 to T.
+
+        Returns:
+            `frames` uint8 [len(after), H, W, 3] in LIBERO's raw rows, and after the last action
+            `position` of the grip and `target` as in `sense`, and whether the task is `solved`.
+        """
+        self._env.sim.reset()  # forces and warm starts of what was done before
+        self.set_state(state)
+        robot = self._env.env.robots[0]
+        robot.controller.update(force=True)
+        robot.controller.reset_goal()
+        robot.gripper.current_action = self._gripper_command(gripper)
+        frames, solved = [], False
+        for count, action in enumerate(actions, start=1):
+            solved = self.step(action)
+            if count in after:
+                self._env.sim.forward()  # a step leaves positions one substep behind
+                frames.append(self.draw(camera))
+        self._env.sim.forward()
+        sensed = self.sense()
+        return {
+            "frames": np.array(frames),
+            "position": sensed["position"],
+            "target": sensed["target"],
+            "solved": solved,
+        }
+
+    def _gripper_command(self, gripper: Float32Array) -> Float64Array:
+        """Where robosuite's `PandaGripper.format_action` has come, [2] in -1 to 1."""
+        env = self._env.env
+        change = int(env.control_timestep / env.model_timestep) * env.robots[0].gripper.speed
+        command = -1.0  # open, after `SETTLE_STEPS`
+        for told in gripper:
+            command = float(np.clip(command + change * np.sign(told), -1, 1))
+        return command * np.array([-1.0, 1.0])
 
     def entries(self, name: str) -> slice:
         """See `Scene`."""

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -108,6 +109,32 @@ class WorldModel(nn.Module):
         step = torch.zeros(self.layout.action_dim + self.frame_tokens, dtype=torch.bool)
         step[self.layout.action_dim :] = True
         return torch.cat([torch.zeros(self.prompt_length, dtype=torch.bool), step.repeat(frames)])
+
+    def window_tokens(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Recorded frames uint8 [B,T+1,H,W,3] -> tokens: context [B,K0] and frames [B,T+1,K]."""
+        device = next(self.tokenizer.parameters()).device
+        pixels = frames.to(device).permute(0, 1, 4, 2, 3).float() / 255
+        context, features = self.tokenizer.encode_context(pixels[:, 0])
+        return context, self.tokenizer.encode_frames(features, pixels)
+
+    def frame_logits(self, context: Tensor, frames: Tensor, actions: Tensor) -> Tensor:
+        """Logits of imagined frames' tokens, each given the tokens before it (teacher forcing).
+
+        Args:
+            context: tokens [B,K0].
+            frames: tokens [B,1+T,K].
+            actions: raw [B,T,A].
+
+        Returns:
+            float [B,T,K,frame codes], on the transformer's device.
+        """
+        device = self.transformer.model.embed_tokens.weight.device
+        ids = self.sequence_ids(context.to(device), frames.to(device), actions.to(device))
+        targets = self.target_mask(actions.shape[1])[1:].to(device)
+        hidden = self.transformer.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        head = self.transformer.lm_head.weight[: self.frame_codes]
+        logits = F.linear(hidden[:, targets], head)
+        return logits.view(len(ids), actions.shape[1], self.frame_tokens, -1)
 
     @torch.no_grad()
     def structure_embeddings(self, seed: int) -> None:

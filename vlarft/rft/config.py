@@ -60,6 +60,15 @@ class AdvantageConfig(Config):
     """A group also needs this many times the measured noise floor of the reward."""
 
 
+class GateConfig(Config):
+    """Groups whose next frames the world model does not know count less."""
+
+    entropy: NonNegative | None = None
+    """Mean token entropy of a window above which its group counts less, nats; null = off."""
+    scale: NonNegative = 0.1
+    """Weight exp(-excess / scale) of an excess over `entropy`, in nats; 0 = weight 0 above it."""
+
+
 class ObjectiveConfig(Config):
     """The clipped objective and the terms beside it."""
 
@@ -160,6 +169,7 @@ class RFTConfig(Config):
     """Where metrics go beside `metrics.jsonl`."""
     reward: RewardConfig = RewardConfig()
     advantage: AdvantageConfig = AdvantageConfig()
+    gate: GateConfig = GateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -171,5 +181,14 @@ class RFTConfig(Config):
             raise ValueError(
                 f"objective.minibatches = {self.objective.minibatches} exceeds "
                 f"scenes = {self.scenes}: groups stay whole, so at most one minibatch per scene"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_a_world(self) -> Self:
+        if self.gate.entropy is not None and self.reward.kind == "actions":
+            raise ValueError(
+                "gate.entropy is about the world model, which reward.kind = actions does not ask; "
+                "leave the gate out"
             )
         return self

@@ -48,6 +48,7 @@ from vlarft.models.policy import Observation, Proposal
 from vlarft.rft.advantages import Advantages, group_advantages, group_spread, permute_within_groups
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import noise_seeds
+from vlarft.rft.gate import Gate, apply_gate
 from vlarft.rft.judge import SceneCache, judge
 from vlarft.rft.metrics import StageTimer
 from vlarft.rft.objective import policy_terms
@@ -118,6 +119,7 @@ class Trainer:
             torch.cat([torch.from_numpy(episode.actions) for episode in windows.episodes])
         )
         self.cache = SceneCache(engine)
+        self.gate = None if config.gate.entropy is None else Gate(engine, config.gate)
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -146,6 +148,11 @@ class Trainer:
             )
         rewards = -outcome.distance
         advantages = group_advantages(rewards, config.advantage, self.noise_floor)
+        skipped, gated = int((~advantages.kept).sum()), dict[str, float]()
+        if self.gate is not None:
+            with timer("gate"):
+                weights, gated = self.gate(chosen, batch)
+            advantages = apply_gate(advantages, weights)
         values = advantages.values
         if config.control == "permuted":
             values = permute_within_groups(
@@ -158,7 +165,8 @@ class Trainer:
             "reward_mean": float(rewards.mean()),
             "reward_std": float(rewards.std()),
             "group_spread": float(advantages.spread.mean()),
-            "skipped_groups": int((~advantages.kept).sum()),
+            "skipped_groups": skipped,
+            **gated,
             "distance": float(outcome.distance.mean()),
             "l1": outcome.l1,
             "perceptual": outcome.perceptual,

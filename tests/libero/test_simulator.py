@@ -69,3 +69,13 @@ def test_pictures(simulator):
     assert picture.std() > 20
     with pytest.raises(DataError, match=r"no camera 'front'; allowed: .*agentview"):
         simulator.draw("front")
+
+
+def test_a_start_does_not_depend_on_what_was_played_before(simulator):
+    initial = simulator.initial_states()
+    simulator.start(initial[5])
+    simulator.run(np.full((4, 7), 0.3, np.float32))  # moved away, the gripper closed
+    simulator.start(initial[3])
+    first = simulator.state()
+    simulator.start(initial[3])
+    np.testing.assert_array_equal(simulator.state(), first)

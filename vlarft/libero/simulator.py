@@ -24,6 +24,7 @@ from vlarft.libero.scene import SETTLE_STEPS, STILL, Float32Array, Float64Array,
 SUPERSAMPLING = 2  # cheaper than multisampling when a CPU draws
 BROKEN_MUJOCO = (3, 4)  # from 3.4.0 on a LIBERO-Spatial task breaks in silence (lerobot #4390)
 RENDERERS = ("egl", "osmesa")
+RESET_SEED = 0  # decides where a reset puts the fixtures, which no state holds
 
 
 class Simulator:
@@ -85,8 +86,11 @@ class Simulator:
         return np.asarray(states, np.float64)
 
     def start(self, state: Float64Array) -> bool:
-        """See `Scene`."""
+        """See `Scene`; the same whatever was played before."""
+        np.random.seed(RESET_SEED)  # noqa: NPY002, LIBERO's reset draws from it
         self._env.reset()
+        gripper = self._env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # a reset leaves it as it was
         self._env.set_init_state(state)
         solved = False
         for _ in range(SETTLE_STEPS):

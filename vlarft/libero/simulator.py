@@ -18,6 +18,7 @@ import numpy as np
 
 from vlarft.errors import BackendError, DataError, SimulatorError
 from vlarft.libero import film
+from vlarft.libero.appearance import Appearance
 from vlarft.libero.geometry import body_points
 from vlarft.libero.scene import SETTLE_STEPS, STILL, Float32Array, Float64Array, UInt8Array
 
@@ -60,6 +61,8 @@ class Simulator:
         self._drawing = False
         self._film: film.Film | None = None
         self._film_camera = ""
+        model = self._env.sim.model
+        self._appearance = Appearance(model._model, model.camera_names, model.body_names)
         self.size = size
         self.task: str = task.name
         self.language: str = task.language
@@ -132,6 +135,11 @@ class Simulator:
         first, last = self._env.sim.model.get_joint_qpos_addr(joint)
         return slice(1 + int(first), 1 + int(last))  # a state begins with the time
 
+    def arm(self) -> slice:
+        """See `Scene`."""
+        numbers = self._env.robots[0]._ref_joint_pos_indexes
+        return slice(1 + min(numbers), 2 + max(numbers))
+
     def points(self, name: str) -> Float64Array:
         """See `Scene`."""
         sim = self._env.sim
@@ -160,6 +168,18 @@ class Simulator:
             BackendError: OpenGL is not available.
         """
         return self._picture(camera, self.size)
+
+    def set_look(self, amounts: dict[str, float], seed: list[int]) -> None:
+        """Change how pictures look until the next call; physics stays as it is.
+
+        Args:
+            amounts: see `Appearance.change`; none restores LIBERO's own look.
+            seed: of what is drawn.
+        """
+        import mujoco
+
+        self._appearance.change(amounts, np.random.default_rng(seed))
+        mujoco.mj_camlight(self._env.sim.model._model, self._env.sim.data._data)
 
     def start_film(self, path: str, camera: str) -> None:
         """Film every step from now on into an .mp4.

@@ -229,11 +229,15 @@ class Simulator:
         visual.global_.offwidth = visual.global_.offheight = (
             max(film.SIZE, self.size) * SUPERSAMPLING
         )
+        sim = self._env.sim
+        sim.forward = lambda: None  # a new context would compute forces anew
         try:
-            context = MjRenderContextOffscreen(self._env.sim, device_id=-1)
+            context = MjRenderContextOffscreen(sim, device_id=-1)
         except Exception as error:
             renderer = os.environ["MUJOCO_GL"]
             raise BackendError(f"no off-screen OpenGL with {renderer}: {error}") from error
+        finally:
+            del sim.forward
         # Visual meshes, not collision shapes.
         context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1
         self._drawing = True

@@ -358,9 +358,17 @@ def eval_libero(
     data: Data = None,
     suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
     tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
-    starts: Annotated[str, typer.Option(help="moved, swapped or standard: docs/eval.md.")] = (
-        "moved"
-    ),
+    starts: Annotated[
+        str | None,
+        typer.Option(
+            help="moved, swapped or standard: docs/eval.md [default: moved; under --perturb "
+            "standard]."
+        ),
+    ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(help="Such as object-minor,camera: each beside 'none'; docs/eval.md."),
+    ] = None,
     episodes: Annotated[int, typer.Option(help="Starts of each task and seed.")] = 20,
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2: each moves objects anew.")] = "0",
     shift: Annotated[float, typer.Option(help="Largest move in x and y, m.")] = 0.05,
@@ -403,7 +411,8 @@ def eval_libero(
     asked = {
         "suite": suite,
         "tasks": _ranges("--tasks", tasks),
-        "starts": starts,
+        "starts": starts or ("standard" if perturb else "moved"),
+        "perturb": perturb.split(",") if perturb else [],
         "episodes": episodes,
         "seeds": _ranges("--seeds", seeds),
         "shift": shift,

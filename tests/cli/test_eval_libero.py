@@ -62,3 +62,32 @@ def test_eval_libero_of_one_policy(models, tmp_path, capsys):
     assert "allowed: standard, moved, swapped" in capsys.readouterr().err
     assert run_command([*command, "--episodes", "0"]) == 2
     assert "episodes" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("simulator")
+def test_eval_libero_under_perturbation(models, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["eval", "libero", "--policy", models.policy, "--after", models.policy]
+    command += ["--data", models.data, "--episodes", "2", "--max-steps", "8", "--run", str(run)]
+    command += ["--perturb", "object-minor,camera", "--cache", str(tmp_path / "cache")]
+    assert run_command(command) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["starts"] == "standard"
+    assert list(summary["perturbations"]) == ["object-minor", "camera"]
+    assert summary["perturbations"]["camera"]["episodes"] == summary["episodes"] == 2
+    assert yaml.safe_load((run / "config.yaml").read_text())["perturb"] == [
+        "object-minor",
+        "camera",
+    ]
+    lines = (run / "episodes.jsonl").read_text().splitlines()
+    assert len(lines) == 3 * 2 * 5
+    assert json.loads(lines[-1])["start"]["perturb"] == "camera"
+    text = (run / "report.html").read_text()
+    for words in ("Success under perturbation", "up to 0.025 m", "by task, unperturbed"):
+        assert words in text
+    assert "after minus before under camera" in capsys.readouterr().out.replace("\n", " ")
+    assert run_command([*command, "--starts", "moved"]) == 0
+    assert json.loads((run / "summary.json").read_text())["starts"] == "moved"
+    capsys.readouterr()
+    assert run_command([*command, "--perturb", "list"]) == 2
+    assert "allowed: object-minor, object-major, goal-minor" in capsys.readouterr().err

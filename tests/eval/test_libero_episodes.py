@@ -1,4 +1,7 @@
 import json
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from vlarft.eval.episodes import Arm, EpisodeStore, Protocol, run_episodes
 from vlarft.eval.libero import Evaluation, LiberoConfig, build_arms
 from vlarft.eval.starts import Start
 from vlarft.libero.expert import play_expert
+from vlarft.libero.perturb import NONE, PERTURBATIONS
 from vlarft.models.flow_policy import FlowPolicyConfig, build_policy
 
 PROTOCOL = Protocol(280, {"mujoco": "2.3.7"}, "painter")
@@ -240,3 +244,112 @@ def test_a_task_without_a_recording_has_no_replay(evaluation, tmp_path):
 def _other_size():
     tiny = FlowPolicyConfig.preset("tiny")
     return tiny.model_copy(update={"encoder": tiny.encoder.model_copy(update={"image_size": 64})})
+
+
+def perturbed(name, number=0, seed=0):
+    return replace(standard(number)[1], seed=seed, perturb=name)
+
+
+class Watched(Named):
+    """Notes how the scene looks and where the target stands when it plans."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.seen = []
+
+    def player(self, task, instruction):
+        player = super().player(task, instruction)
+        plan = player.plan
+
+        def note(scene, step):
+            if step == 0:
+                self.seen.append((dict(scene.look), scene.state()[5]))
+            return plan(scene, step)
+
+        return SimpleNamespace(plan=note)
+
+
+def test_each_episode_has_its_own_look_and_state(tmp_path):
+    names = (NONE, "camera", "object-major", NONE)
+    starts = [(0, perturbed(name, number)) for number, name in enumerate(names)]
+    scene, watched = FakeScene(), Watched("a")
+    store = EpisodeStore(tmp_path, PROTOCOL)
+    outcomes = run_episodes(
+        [Arm("before", {0: watched})], starts, PROTOCOL, store, lambda _task: scene
+    )
+    looks, places = zip(*watched.seen, strict=True)
+    assert looks == ({}, PERTURBATIONS["camera"], {}, {})
+    homes = [scene.initial_states()[number][5] for number in range(4)]
+    moved = [abs(place - home) > 1e-6 for place, home in zip(places, homes, strict=True)]
+    assert moved == [False, False, True, False]
+    assert [o.start.perturb for o in outcomes] == list(names)
+
+
+def test_perturbed_episodes_are_kept_apart(tmp_path):
+    good = Named("good")
+    starts = [(0, perturbed(name)) for name in (NONE, "camera", "robot-minor")]
+    scene = FakeScene()
+
+    def run(starts):
+        store = EpisodeStore(tmp_path, PROTOCOL)
+        return run_episodes([Arm("before", {0: good})], starts, PROTOCOL, store, lambda _: scene)
+
+    plain, camera, robot = run(starts)
+    assert good.played == 3
+    assert plain.state == camera.state != robot.state
+    assert run(starts) == [plain, camera, robot]
+    assert good.played == 3
+    run([(0, perturbed("lighting"))])
+    assert good.played == 4
+    assert [look for look, _ in scene.looks[-1:]] == [PERTURBATIONS["lighting"]]
+
+
+def test_arms_meet_the_same_perturbed_start_and_seeds_another(tmp_path):
+    arms = [Arm(name, {0: Named(name), 1: Named(name)}) for name in ("before", "after")]
+    starts = [(seed, perturbed("combined-minor", seed=seed)) for seed in (0, 1)]
+    store = EpisodeStore(tmp_path, PROTOCOL)
+    scene = FakeScene()
+    outcomes = run_episodes(arms, starts, PROTOCOL, store, lambda _task: scene)
+    states = [o.state for o in outcomes]
+    assert states[0] == states[1] != states[2] == states[3]
+    seeds = [start.look_seed() for _, start in starts]
+    assert seeds[0] != seeds[1]
+    assert [seed for _, seed in scene.looks] == [seeds[0], seeds[0], seeds[1], seeds[1]]
+
+
+def test_a_perturbation_of_a_moved_start_is_on_top_of_it(tmp_path):
+    moved = Start("suite", 0, "moved", 0, 0, 0, 0.02)
+    scene, watched = FakeScene(), Watched("a")
+    store = EpisodeStore(tmp_path, PROTOCOL)
+    starts = [(0, moved), (0, replace(moved, perturb="object-minor"))]
+    run_episodes([Arm("before", {0: watched})], starts, PROTOCOL, store, lambda _task: scene)
+    (_, first), (_, second) = watched.seen
+    assert 0 < abs(second - first) <= 0.025
+
+
+def test_films_of_perturbed_episodes_have_names_of_their_own(tmp_path):
+    scene, store = FakeScene(), EpisodeStore(tmp_path / "cache", PROTOCOL)
+    starts = [(0, perturbed("camera", 2))]
+    arms = [Arm("before", {0: Named("a")})]
+    run_episodes(arms, starts, PROTOCOL, store, lambda _task: scene, films=tmp_path)
+    assert scene.films[0][0].name == "task0-standard-camera-seed0-2-before.mp4"
+
+
+def test_perturbed_starts_of_an_evaluation(evaluation):
+    one = evaluation(starts="standard", episodes=3, perturb=("object-minor", "camera"))
+    kinds = Counter(start.perturb for _, start in one.starts)
+    assert kinds == {NONE: 6, "object-minor": 6, "camera": 6}
+    plain = [replace(start, perturb=NONE) for _, start in one.starts]
+    assert plain[:6] == plain[6:12] == plain[12:]  # the same initial states
+    # Standard starts are the same for every seed, so they are played once; perturbed ones are not.
+    three = evaluation(starts="standard", episodes=3, seeds=(0, 1, 2), perturb=("camera",))
+    kinds = Counter((seed, start.perturb) for seed, start in three.starts)
+    assert kinds == {(0, NONE): 6, (0, "camera"): 6, (1, "camera"): 6, (2, "camera"): 6}
+    assert len({start.key() for _, start in three.starts}) == 24
+
+
+def test_perturbations_that_do_not_exist_are_named(evaluation):
+    with pytest.raises(ConfigError, match=r"--perturb table; allowed: object-minor, .*, texture"):
+        evaluation(perturb=("camera", "table"))
+    with pytest.raises(ConfigError, match="named twice"):
+        evaluation(perturb=("camera", "camera"))

@@ -61,8 +61,8 @@ def test_what_has_no_interval():
         paired_difference(torch.zeros(3), torch.ones(2), [torch.arange(3)])
 
 
-def outcome(arm, number, success, task=0, seed=0):
-    start = Start("suite", task, "moved", 0, number, seed, 0.05)
+def outcome(arm, number, success, task=0, seed=0, perturb="none"):
+    start = Start("suite", task, "moved", 0, number, seed, 0.05, perturb)
     return Outcome(arm, seed, start, "s", success, 9, "" if success is not None else "it stopped")
 
 
@@ -94,3 +94,33 @@ def test_one_policy_has_a_rate_and_no_difference():
     assert (values["kind"], values["rate"], values["episodes"]) == ("libero", 0.5, 2)
     assert report.difference is None
     assert values["arms"][0]["by_task"] == {"0": [1, 2]}
+
+
+def test_each_perturbation_has_rates_and_a_difference_of_its_own():
+    results = {
+        "none": (True, True, True),
+        "camera": (False, True, None),
+        "robot-minor": (False,) * 3,
+    }
+    played = [
+        outcome(arm, number, success if arm == AFTER else False, perturb=name)
+        for name, successes in results.items()
+        for number, success in enumerate(successes)
+        for arm in (BEFORE, AFTER)
+    ]
+    report = summarise(played)
+    assert list(report.blocks) == ["none", "camera", "robot-minor"]
+    assert [block.arm(AFTER).rate for block in report.blocks.values()] == [1.0, 0.5, 0.0]
+    assert [block.pairs for block in report.blocks.values()] == [3, 2, 3]
+    values = report.to_dict()
+    assert (values["after"], values["difference"], values["episodes"]) == (1.0, 1.0, 3)
+    camera = values["perturbations"]["camera"]
+    assert (camera["difference"], camera["episodes"], len(camera["errors"])) == (0.5, 2, 1)
+    assert camera["changes"].startswith("the agentview camera along x, y and z: up to 0.03 m")
+    assert [column.header for column in report.table().columns][:2] == ["perturbation", "arm"]
+    assert report.table().row_count == 6
+    lines = report.lines()
+    assert lines[0].startswith("after minus before: +100.0 points on 3 pairs")
+    assert lines[1].startswith("after minus before under camera: +50.0 points on 2 pairs")
+    assert "1 episodes without a result" in lines[3]
+    assert "start 2 under camera: it stopped" in lines[3]

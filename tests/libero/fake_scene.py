@@ -37,7 +37,7 @@ class FakeScene:
         self.sizes = SIZES | {"basket": (0.2, 0.2, goal_height)}
         self.size, self.misses, self.breaks, self.topples = size, misses, breaks, topples
         self.steps = self.drawn = 0
-        self.films = []
+        self.films, self.looks, self.look = [], [], {}
         self.start(initial_state())
 
     def __enter__(self):
@@ -66,6 +66,9 @@ class FakeScene:
 
     def entries(self, name):
         return slice(FIRST[name], FIRST[name] + 7)
+
+    def arm(self):
+        return slice(1, 5)
 
     def points(self, name):
         x, y, z, w, _, _, k = self._state[self.entries(name)]
@@ -119,6 +122,10 @@ class FakeScene:
     def proprioception(self):
         sizes = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2, "joint_states": 7}
         return {key: np.full(size, self._state[1]) for key, size in sizes.items()}
+
+    def set_look(self, amounts, seed):
+        self.look = amounts
+        self.looks.append((amounts, seed))
 
     def start_film(self, path, camera):
         self.films.append((path, camera))

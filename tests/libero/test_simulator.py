@@ -9,6 +9,7 @@ import pytest
 
 from vlarft.errors import DataError
 from vlarft.libero.expert import play_expert
+from vlarft.libero.perturb import NONE, PERTURBATIONS, amounts_of, perturbed_state
 from vlarft.libero.remote import RemoteSimulator, ask, choose_renderer
 from vlarft.libero.starts import SHIFT, start_state
 
@@ -100,3 +101,75 @@ def test_a_branch_without_what_the_gripper_was_told_drops_the_target(simulator):
         for g in told
     ]
     assert heights[1] < heights[0] - 0.02
+
+
+def test_a_start_does_not_depend_on_what_was_played_before(simulator):
+    initial = simulator.initial_states()
+    simulator.start(initial[5])
+    simulator.run(np.full((4, 7), 0.3, np.float32))  # moved away, the gripper closed
+    simulator.start(initial[3])
+    first = simulator.state()
+    simulator.start(initial[3])
+    np.testing.assert_array_equal(simulator.state(), first)
+
+
+def perturbed(simulator, name, initial):
+    rng = np.random.default_rng(0)
+    return perturbed_state(simulator, initial, amounts_of(name, seen=False), rng)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("object", {"target"}),
+        ("goal", {"goal"}),
+        ("robot", {"arm"}),
+        ("combined", {"target", "goal", "arm"}),
+    ],
+)
+def test_perturbed_states_change_what_they_say(simulator, kind, parts):
+    initial = simulator.initial_states()[3]
+    where = {name: simulator.entries(name) for name in simulator.objects}
+    where |= {"arm": simulator.arm()}
+    named = {simulator.target: "target", simulator.goal: "goal"}
+    for level, shift, bend in (("minor", 0.025, 0.05), ("major", 0.05, 0.1)):
+        state = perturbed(simulator, f"{kind}-{level}", initial)
+        changes = {named.get(name, name): (state - initial)[e] for name, e in where.items()}
+        assert {name for name, change in changes.items() if change.any()} == parts
+        for name in parts - {"arm"}:  # from where it rests, which is within 2 mm of `initial`
+            assert 0 < np.abs(changes[name][:2]).max() < shift + 0.002
+        assert np.abs(changes["arm"]).max() <= bend
+        simulator.start(state)
+        for name in simulator.objects:  # nothing slips
+            assert np.abs((simulator.state() - state)[where[name]][:2]).max() < 0.01
+
+
+def test_looks_change_pictures_alone_and_leave_no_trace(simulator):
+    initial, actions = simulator.initial_states()[3], np.full((4, 7), 0.3, np.float32)
+
+    def played(name, seed=0):
+        """The first picture of an episode, and its last state."""
+        simulator.set_look(amounts_of(name, seen=True), [4, 0, 0, seed])
+        simulator.start(initial)
+        picture = simulator.draw("agentview")
+        simulator.run(actions)
+        return picture, simulator.state()
+
+    own, last = played(NONE)
+    for name in PERTURBATIONS:
+        if amounts_of(name, seen=True):
+            pictures = []
+            for seed in (0, 1):
+                picture, state = played(name, seed)
+                np.testing.assert_array_equal(state, last)
+                pictures.append(picture)
+            again, _ = played(NONE)
+            np.testing.assert_array_equal(again, own)
+            assert min(np.abs(p.astype(int) - own).mean() for p in pictures) > 3
+            assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 3
+    renderer, _ = choose_renderer(PYTHON)
+    with RemoteSimulator("libero_object", 0, 64, PYTHON, renderer) as fresh:
+        fresh.start(initial)
+        np.testing.assert_array_equal(fresh.draw("agentview"), own)
+        fresh.run(actions)
+        np.testing.assert_array_equal(fresh.state(), last)

@@ -1,9 +1,9 @@
 """Episodes of several arms on equal starts, kept on disk.
 
 An arm is a policy, the same policy blind, or the replay of a demonstration. Every arm plays every
-start. Finished episodes are stored under what decides them (policy, start, protocol), so nothing is
-played twice. An episode that fails for a technical reason is reported apart: it is no failure of
-the task, and the next call plays it again.
+start. Finished episodes are stored under what decides them (policy, start with its perturbation,
+protocol), so nothing is played twice. An episode that fails for a technical reason is reported
+apart: it is no failure of the task, and the next call plays it again.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vlarft.errors import DataError, SimulatorError
 from vlarft.eval.closed_loop import Contestant, play
 from vlarft.eval.starts import Start
 from vlarft.libero.parallel import run_by_task
+from vlarft.libero.perturb import NONE, amounts_of, perturbed_state
 from vlarft.libero.remote import RemoteSimulator
 from vlarft.libero.scene import Float64Array
 from vlarft.libero.starts import start_state
@@ -184,10 +185,19 @@ def run_episodes(
     def state_of(simulator: RemoteSimulator, start: Start) -> Float64Array | None:
         key = start.key()
         if key not in states:
+            states[key] = make_state(simulator, start)
+        return states[key]
+
+    def make_state(simulator: RemoteSimulator, start: Start) -> Float64Array | None:
+        if start.perturb == NONE:
             initial = simulator.initial_states()[start.init_index]
             rng = start.generator()
-            states[key] = start_state(simulator, initial, start.kind, rng, start.shift)
-        return states[key]
+            return start_state(simulator, initial, start.kind, rng, start.shift)
+        state = state_of(simulator, replace(start, perturb=NONE))
+        if state is None:
+            return None
+        amounts = amounts_of(start.perturb, seen=False)
+        return perturbed_state(simulator, state, amounts, start.perturbation_generator())
 
     def work(simulator: RemoteSimulator, item: _Todo) -> None:
         if (stored := store.find(item.contestant, item.start)) is not None:
@@ -197,6 +207,8 @@ def run_episodes(
         if state is None:
             finish(item, _error("no placement of the moved objects was found"))
             return
+        look = amounts_of(item.start.perturb, seen=True)
+        simulator.set_look(look, item.start.look_seed())
         if films:
             simulator.start_film(films / _film_name(item), "agentview")
         player = item.contestant.player(item.task, simulator.language)
@@ -235,7 +247,8 @@ def _digest(state: Float64Array) -> str:
 
 def _film_name(item: _Todo) -> str:
     start, arm = item.start, item.arm.name.replace(", ", "-")
-    return f"task{start.task}-{start.kind}-seed{item.seed}-{start.number}-{arm}.mp4"
+    kind = start.kind if start.perturb == NONE else f"{start.kind}-{start.perturb}"
+    return f"task{start.task}-{kind}-seed{item.seed}-{start.number}-{arm}.mp4"
 
 
 def _outcome(item: _Todo, result: dict[str, Any]) -> Outcome:

@@ -20,7 +20,13 @@ from vlarft.eval.episodes import (
     run_episodes,
 )
 from vlarft.eval.rates import LiberoReport, summarise
-from vlarft.eval.starts import Demonstrations, choose_starts, read_demonstrations
+from vlarft.eval.starts import (
+    Demonstrations,
+    check_perturbations,
+    choose_starts,
+    perturb_starts,
+    read_demonstrations,
+)
 from vlarft.libero import remote
 from vlarft.libero.scene import Float32Array
 from vlarft.libero.starts import SHIFT, STANDARD
@@ -45,6 +51,8 @@ class LiberoConfig(Config):
     """Each draws moved starts of its own."""
     shift: Annotated[float, Field(ge=0, le=0.1)] = SHIFT
     """Largest move of every object along x and along y, in m; not for standard starts."""
+    perturb: tuple[str, ...] = ()
+    """Perturbations, each beside the unperturbed starts: see `vlarft.libero.perturb`."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Longest episode in actions; the suite's customary one when absent."""
     final: bool = False
@@ -61,7 +69,8 @@ class Evaluation:
         python: interpreter with LIBERO; None is this one.
 
     Raises:
-        ConfigError: numbers, kinds or tasks that do not exist, or policies of different pictures.
+        ConfigError: numbers, kinds, perturbations or tasks that do not exist, or policies of
+            different pictures.
         DataError: too few unrecorded starts, or no demonstration of a task.
         BackendError: LIBERO or OpenGL is not available, or its MuJoCo breaks tasks.
     """
@@ -73,6 +82,7 @@ class Evaluation:
         data: Sequence[Path],
         python: Path | None = None,
     ) -> None:
+        check_perturbations(config.perturb)
         steps = config.max_steps or MAX_STEPS.get(config.suite)
         if steps is None:
             raise ConfigError(f"--suite {config.suite}: no customary length; give --max-steps")
@@ -84,7 +94,7 @@ class Evaluation:
         tasks = config.tasks or tuple(range(len(names)))
         known = read_demonstrations(data)
         self._config, self._python, self._size = config, python, sizes.pop()
-        self.starts = choose_starts(
+        starts = choose_starts(
             config.suite,
             tasks,
             names,
@@ -95,11 +105,15 @@ class Evaluation:
             shift=config.shift,
             final=config.final,
         )
+        perturbed = perturb_starts(starts, config.perturb)
         if config.starts == STANDARD and len(config.seeds) > 1 and len(models) < 3:
-            raise ConfigError(
-                f"{len(config.seeds)} seeds: standard starts are the same for each; give one "
-                "--after a seed, or one seed"
-            )
+            if not perturbed:
+                raise ConfigError(
+                    f"{len(config.seeds)} seeds: standard starts are the same for each; give one "
+                    "--after a seed, or one seed, or --perturb"
+                )
+            starts = [(seed, start) for seed, start in starts if seed == config.seeds[0]]
+        self.starts = starts + perturbed
         self.arms = build_arms(models[0], models[1:], config.seeds, replays(tasks, names, known))
         self._renderer, opengl = remote.choose_renderer(python)
         self.protocol = Protocol(steps, remote.ask("versions", python), opengl)

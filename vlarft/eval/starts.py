@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from vlarft.data.libero import (
     task_and_instruction,
 )
 from vlarft.errors import ConfigError, DataError
+from vlarft.libero.perturb import NONE, PERTURBATIONS
 from vlarft.libero.scene import Float32Array
 from vlarft.libero.starts import MOVED, STANDARD, SWAPPED
 
@@ -23,6 +24,7 @@ KINDS = (STANDARD, MOVED, SWAPPED)
 DEVELOPMENT = range(40)  # LIBERO's initial states that every evaluation may use ...
 FINAL = range(40, 50)  # ... and those that wait for a final check
 STREAM = 2  # of random numbers; recordings use another one
+PERTURBED, LOOK = 3, 4  # streams of what perturbations change, of the state and of pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,9 @@ class Start:
         kind: "standard", "moved" or "swapped".
         init_index: LIBERO's initial state.
         number: of the episode among those of its task and seed.
-        seed: of the evaluation; 0 for standard starts, which no seed changes.
+        seed: of the evaluation; 0 for unperturbed standard starts, which no seed changes.
         shift: largest move in m; 0 for standard starts.
+        perturb: what is perturbed on top, or "none".
     """
 
     suite: str
@@ -46,6 +49,7 @@ class Start:
     number: int
     seed: int
     shift: float
+    perturb: str = NONE
 
     def key(self) -> str:
         """One text for each start."""
@@ -54,6 +58,14 @@ class Start:
     def generator(self) -> np.random.Generator:
         """Draws this start's moves."""
         return np.random.default_rng([STREAM, self.seed, self.task, self.number])
+
+    def perturbation_generator(self) -> np.random.Generator:
+        """Draws what is perturbed of the state; the same numbers for each perturbation."""
+        return np.random.default_rng([PERTURBED, self.seed, self.task, self.number])
+
+    def look_seed(self) -> list[int]:
+        """Draws what is perturbed of the pictures."""
+        return [LOOK, self.seed, self.task, self.number]
 
 
 @dataclass(slots=True)
@@ -163,3 +175,25 @@ def choose_starts(
                 )
                 chosen.append((seed, start))
     return chosen
+
+
+def check_perturbations(names: Sequence[str]) -> None:
+    """Refuse perturbations that do not exist, and repeated ones.
+
+    Raises:
+        ConfigError: lists those that exist.
+    """
+    for name in names:
+        if name not in PERTURBATIONS:
+            raise ConfigError(f"--perturb {name}; allowed: {', '.join(PERTURBATIONS)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--perturb {','.join(names)}: a perturbation is named twice")
+
+
+def perturb_starts(
+    starts: Sequence[tuple[int, Start]], names: Sequence[str]
+) -> list[tuple[int, Start]]:
+    """Each start under each perturbation, drawn from its seed also where the start is standard."""
+    return [
+        (seed, replace(start, seed=seed, perturb=name)) for name in names for seed, start in starts
+    ]

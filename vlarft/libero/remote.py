@@ -210,6 +210,10 @@ class RemoteSimulator:
         """See `Scene`."""
         return slice(*self._worker.call("entries", name=name))
 
+    def arm(self) -> slice:
+        """See `Scene`."""
+        return slice(*self._worker.call("arm"))
+
     def points(self, name: str) -> Float64Array:
         """See `Scene`."""
         return self._array("points", name=name)
@@ -228,6 +232,10 @@ class RemoteSimulator:
         """See `Scene`."""
         values: dict[str, Float64Array] = self._worker.call("proprioception")
         return values
+
+    def set_look(self, amounts: dict[str, float], seed: list[int]) -> None:
+        """Change how pictures look until the next call; see `Simulator.set_look`."""
+        self._worker.call("set_look", amounts=amounts, seed=seed)
 
     def start_film(self, path: Path, camera: str) -> None:
         """Film the steps from now on; see `Simulator.start_film`."""

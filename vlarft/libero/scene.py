@@ -49,6 +49,10 @@ class Scene(Protocol):
         """Where a state holds an object's position (3) and quaternion w, x, y, z (4)."""
         ...
 
+    def arm(self) -> slice:
+        """Where a state holds the angles of the arm's joints, rad."""
+        ...
+
     def points(self, name: str) -> Float64Array:
         """World coordinates [n, 3] of an object's collision shapes."""
         ...

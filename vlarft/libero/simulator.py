@@ -18,12 +18,14 @@ import numpy as np
 
 from vlarft.errors import BackendError, DataError, SimulatorError
 from vlarft.libero import film
+from vlarft.libero.appearance import Appearance
 from vlarft.libero.geometry import body_points
 from vlarft.libero.scene import SETTLE_STEPS, STILL, Float32Array, Float64Array, UInt8Array
 
 SUPERSAMPLING = 2  # cheaper than multisampling when a CPU draws
 BROKEN_MUJOCO = (3, 4)  # from 3.4.0 on a LIBERO-Spatial task breaks in silence (lerobot #4390)
 RENDERERS = ("egl", "osmesa")
+RESET_SEED = 0  # decides where a reset puts the fixtures, which no state holds
 
 
 class Simulator:
@@ -59,6 +61,8 @@ class Simulator:
         self._drawing = False
         self._film: film.Film | None = None
         self._film_camera = ""
+        model = self._env.sim.model
+        self._appearance = Appearance(model._model, model.camera_names, model.body_names)
         self.size = size
         self.task: str = task.name
         self.language: str = task.language
@@ -85,8 +89,11 @@ class Simulator:
         return np.asarray(states, np.float64)
 
     def start(self, state: Float64Array) -> bool:
-        """See `Scene`."""
+        """See `Scene`; the same whatever was played before."""
+        np.random.seed(RESET_SEED)  # noqa: NPY002, LIBERO's reset draws from it
         self._env.reset()
+        gripper = self._env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # a reset leaves it as it was
         self._env.set_init_state(state)
         solved = False
         for _ in range(SETTLE_STEPS):
@@ -182,6 +189,11 @@ class Simulator:
         first, last = self._env.sim.model.get_joint_qpos_addr(joint)
         return slice(1 + int(first), 1 + int(last))  # a state begins with the time
 
+    def arm(self) -> slice:
+        """See `Scene`."""
+        numbers = self._env.robots[0]._ref_joint_pos_indexes
+        return slice(1 + min(numbers), 2 + max(numbers))
+
     def points(self, name: str) -> Float64Array:
         """See `Scene`."""
         sim = self._env.sim
@@ -210,6 +222,18 @@ class Simulator:
             BackendError: OpenGL is not available.
         """
         return self._picture(camera, self.size)
+
+    def set_look(self, amounts: dict[str, float], seed: list[int]) -> None:
+        """Change how pictures look until the next call; physics stays as it is.
+
+        Args:
+            amounts: see `Appearance.change`; none restores LIBERO's own look.
+            seed: of what is drawn.
+        """
+        import mujoco
+
+        self._appearance.change(amounts, np.random.default_rng(seed))
+        mujoco.mj_camlight(self._env.sim.model._model, self._env.sim.data._data)
 
     def start_film(self, path: str, camera: str) -> None:
         """Film every step from now on into an .mp4.
@@ -259,11 +283,15 @@ class Simulator:
         visual.global_.offwidth = visual.global_.offheight = (
             max(film.SIZE, self.size) * SUPERSAMPLING
         )
+        sim = self._env.sim
+        sim.forward = lambda: None  # a new context would compute forces anew
         try:
-            context = MjRenderContextOffscreen(self._env.sim, device_id=-1)
+            context = MjRenderContextOffscreen(sim, device_id=-1)
         except Exception as error:
             renderer = os.environ["MUJOCO_GL"]
             raise BackendError(f"no off-screen OpenGL with {renderer}: {error}") from error
+        finally:
+            del sim.forward
         # Visual meshes, not collision shapes.
         context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1
         self._drawing = True

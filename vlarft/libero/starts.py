@@ -1,6 +1,6 @@
 """Where an episode starts: LIBERO's own initial states, and states with moved objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,24 +76,98 @@ def moved_state(
     Returns:
         A state [S] with the robot and the time of `initial`, or None when none was found.
     """
-    scene.start(initial)  # LIBERO's initial states hold objects slightly inside the floor
-    rest = scene.state()
-    footprints = {name: scene.points(name)[:, :2] for name in scene.objects}
-    centres = {name: rest[scene.entries(name)][:2] for name in scene.objects}
-    groups = _stacks(footprints)
-    simulated = 0
-    for _ in range(PLACEMENTS):
-        moves = _draw_moves(scene, centres, groups, rng, shift, swap)
-        if _least_gap(footprints, centres, groups, moves) < GAP:
-            continue
-        state = _moved(scene, initial, rest, moves)
-        solved = scene.start(state)
-        if not solved and _slip(scene, state) < SLIP:
-            return state
-        simulated += 1
-        if simulated == SIMULATED:
-            break
-    return None
+    layout = Layout(scene, initial)
+
+    def draw() -> tuple[Float64Array, dict[str, Move]]:
+        return initial, _draw_moves(scene, layout, rng, shift, swap)
+
+    return layout.place(draw)
+
+
+class Layout:
+    """Where the objects of a state stand once they are at rest.
+
+    Args:
+        scene: of the task; its physics is stepped.
+        initial: the state.
+        apart: target and goal are never of one group, even when they touch.
+
+    Attributes:
+        centres: position [2] of each object.
+        groups: objects that stand on one another.
+    """
+
+    def __init__(self, scene: Scene, initial: Float64Array, *, apart: bool = False) -> None:
+        scene.start(initial)  # LIBERO's initial states hold objects slightly inside the floor
+        self._scene, self._rest = scene, scene.state()
+        self._footprints = {name: scene.points(name)[:, :2] for name in scene.objects}
+        self.centres = {name: self._rest[scene.entries(name)][:2] for name in scene.objects}
+        self.groups = (
+            _stacks_apart(self._footprints, scene.target, scene.goal)
+            if apart
+            else _stacks(self._footprints)
+        )
+
+    def place(
+        self, draw: Callable[[], tuple[Float64Array, dict[str, Move]]]
+    ) -> Float64Array | None:
+        """The first drawn state that is at rest, not solved, and keeps what moved apart.
+
+        Args:
+            draw: a state, and moves of objects from where they rest; the others stay in the state.
+
+        Returns:
+            The state [S] with its objects moved, or None when none was found.
+        """
+        simulated = 0
+        for _ in range(PLACEMENTS):
+            state, moves = draw()
+            if self._least_gap(moves) < GAP:
+                continue
+            state = self._moved(state, moves)
+            solved = self._scene.start(state)
+            if not solved and self._slip(moves) < SLIP:
+                return state
+            simulated += 1
+            if simulated == SIMULATED:
+                break
+        return None
+
+    def _least_gap(self, moves: dict[str, Move]) -> float:
+        """Least gap of two groups of which at least one moves, m."""
+        stacks = [
+            (np.concatenate([self._placed(name, moves) for name in group]), group[0] in moves)
+            for group in self.groups
+        ]
+        gaps = [
+            footprint_gap(a, b)
+            for i, (a, a_moves) in enumerate(stacks)
+            for b, b_moves in stacks[i + 1 :]
+            if a_moves or b_moves
+        ]
+        return min(gaps, default=np.inf)
+
+    def _placed(self, name: str, moves: dict[str, Move]) -> Float64Array:
+        centre, points = self.centres[name], self._footprints[name]
+        if name not in moves:
+            return points
+        return _turned(points - centre, moves[name].turn) + centre + moves[name].shift
+
+    def _moved(self, state: Float64Array, moves: dict[str, Move]) -> Float64Array:
+        state = np.array(state, np.float64)
+        for name, move in moves.items():
+            entries = self._scene.entries(name)
+            pose = self._rest[entries].copy()
+            pose[:2] += move.shift
+            pose[3:] = _turned_quaternion(pose[3:], move.turn)
+            state[entries] = pose
+        return state
+
+    def _slip(self, moves: dict[str, Move]) -> float:
+        """Farthest that an object is from where it should rest, along one axis, m."""
+        now, wanted = self._scene.state(), self._moved(self._rest, moves)
+        entries = [self._scene.entries(name) for name in self._scene.objects]
+        return max(float(np.abs(now[e][:3] - wanted[e][:3]).max()) for e in entries)
 
 
 def footprint_gap(a: Float64Array, b: Float64Array) -> float:
@@ -119,16 +193,24 @@ def _stacks(footprints: dict[str, Float64Array]) -> list[list[str]]:
     return groups
 
 
+def _stacks_apart(footprints: dict[str, Float64Array], target: str, goal: str) -> list[list[str]]:
+    """The same, but the goal's group leaves out that of the target."""
+    groups = _stacks({name: points for name, points in footprints.items() if name != goal})
+    on_goal = [
+        group
+        for group in groups
+        if target not in group
+        and any(footprint_gap(footprints[name], footprints[goal]) < 0 for name in group)
+    ]
+    groups = [group for group in groups if group not in on_goal]
+    return [*groups, [*(name for group in on_goal for name in group), goal]]
+
+
 def _draw_moves(
-    scene: Scene,
-    centres: dict[str, Float64Array],
-    groups: list[list[str]],
-    rng: np.random.Generator,
-    shift: float,
-    swap: bool,
+    scene: Scene, layout: Layout, rng: np.random.Generator, shift: float, swap: bool
 ) -> dict[str, Move]:
     moves: dict[str, Move] = {}
-    for group in groups:
+    for group in layout.groups:
         move = rng.uniform(-shift, shift, 2)
         alone = len(group) == 1 and group[0] != scene.goal
         turn = float(rng.uniform(-TURN, TURN)) if alone else 0.0
@@ -136,25 +218,10 @@ def _draw_moves(
     others = [name for name in scene.objects if name not in (scene.target, scene.goal)]
     if swap and others:
         other = others[rng.integers(len(others))]
-        way = centres[other] - centres[scene.target]
+        way = layout.centres[other] - layout.centres[scene.target]
         for name, sign in ((scene.target, 1), (other, -1)):
             moves[name] = Move(moves[name].shift + sign * way, moves[name].turn)
     return moves
-
-
-def _least_gap(
-    footprints: dict[str, Float64Array],
-    centres: dict[str, Float64Array],
-    groups: Sequence[Sequence[str]],
-    moves: dict[str, Move],
-) -> float:
-    placed = {
-        name: _turned(points - centres[name], moves[name].turn) + centres[name] + moves[name].shift
-        for name, points in footprints.items()
-    }
-    stacks = [np.concatenate([placed[name] for name in group]) for group in groups]
-    gaps = [footprint_gap(a, b) for i, a in enumerate(stacks) for b in stacks[i + 1 :]]
-    return min(gaps, default=np.inf)
 
 
 def _turned(points: Float64Array, angle: float) -> Float64Array:
@@ -162,28 +229,8 @@ def _turned(points: Float64Array, angle: float) -> Float64Array:
     return np.asarray(points @ np.array([[c, s], [-s, c]]))
 
 
-def _moved(
-    scene: Scene, initial: Float64Array, rest: Float64Array, moves: dict[str, Move]
-) -> Float64Array:
-    state = np.array(initial, np.float64)
-    for name, move in moves.items():
-        entries = scene.entries(name)
-        pose = rest[entries].copy()
-        pose[:2] += move.shift
-        pose[3:] = _turned_quaternion(pose[3:], move.turn)
-        state[entries] = pose
-    return state
-
-
 def _turned_quaternion(q: Float64Array, angle: float) -> Float64Array:
     """Quaternion w, x, y, z turned about the world's vertical axis."""
     c, s = np.cos(angle / 2), np.sin(angle / 2)
     w, x, y, z = q
     return np.array([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w])
-
-
-def _slip(scene: Scene, state: Float64Array) -> float:
-    """Farthest that an object has gone from where `state` put it, along one axis, m."""
-    now = scene.state()
-    entries = [scene.entries(name) for name in scene.objects]
-    return max(float(np.abs(now[e][:3] - state[e][:3]).max()) for e in entries)

@@ -44,10 +44,8 @@ class Server:
         if method == "open":
             self._simulator = Simulator(**arguments)
             return {name: getattr(self._simulator, name) for name in DESCRIPTION}
-        if method == "entries":
-            entries = self._simulator.entries(**arguments)  # type: ignore[union-attr]
-            return [entries.start, entries.stop]
-        return getattr(self._simulator, method)(**arguments)
+        result = getattr(self._simulator, method)(**arguments)
+        return [result.start, result.stop] if isinstance(result, slice) else result
 
 
 def main() -> None:

@@ -10,9 +10,12 @@ def closed_loop_report(run: Path, summary: dict[str, Any]) -> ReportData:
     """What the page says, from `summary.json`; configuration and environment are added later."""
     paired, arms = summary["kind"] == "libero-paired", summary["arms"]
     intervals = []
-    if paired and summary["interval"]:
-        low, high = summary["interval"]
-        intervals.append(Interval("after minus before", summary["difference"], low, high, "%"))
+    blocks = {"none": summary} | summary.get("perturbations", {})
+    for name, block in blocks.items():
+        if paired and block["interval"]:
+            low, high = block["interval"]
+            label = "after minus before" if name == "none" else name
+            intervals.append(Interval(label, block["difference"], low, high, "%"))
     verdict, tone = _verdict(summary) if paired else (_single_verdict(arms), "neutral")
     return ReportData(
         title="Success in LIBERO's simulator",
@@ -25,7 +28,7 @@ def closed_loop_report(run: Path, summary: dict[str, Any]) -> ReportData:
         tone=tone,
         headlines=[_headline(arm) for arm in arms],
         intervals=intervals,
-        tables=[_task_table(arms)],
+        tables=_tables(blocks),
         seconds=summary.get("stage_seconds", {}),
         command=str(summary.get("command", f"vlarft report {run}")),
         notes=_notes(summary),
@@ -66,10 +69,45 @@ def _headline(arm: dict[str, Any]) -> Headline:
     )
 
 
-def _task_table(arms: list[dict[str, Any]]) -> TableData:
+def _tables(blocks: dict[str, dict[str, Any]]) -> list[TableData]:
+    arms = blocks["none"]["arms"]
+    if len(blocks) == 1:
+        return [_task_table(arms, "Solved episodes by task")]
+    title = "Solved episodes by task, unperturbed"
+    return [_perturbation_table(blocks), _task_table(arms, title)]
+
+
+def _perturbation_table(blocks: dict[str, dict[str, Any]]) -> TableData:
+    rows = [
+        [
+            name,
+            *(f"{100 * arm['rate']:.1f}%, {_counts(arm)}" for arm in block["arms"]),
+            *([_difference(block)] if block["kind"] == "libero-paired" else []),
+        ]
+        for name, block in blocks.items()
+    ]
+    first = blocks["none"]
+    paired = ["after minus before, points"] if first["kind"] == "libero-paired" else []
+    names = [arm["name"] for arm in first["arms"]]
+    return TableData("Success under perturbation", ["", *names, *paired], rows)
+
+
+def _counts(arm: dict[str, Any]) -> str:
+    return f"{arm['successes']}/{arm['episodes']}"
+
+
+def _difference(block: dict[str, Any]) -> str:
+    if block["interval"] is None:
+        return "too few pairs"
+    low, high = (100 * bound for bound in block["interval"])
+    text = f"{100 * block['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    return text.replace("-", "−")
+
+
+def _task_table(arms: list[dict[str, Any]], title: str) -> TableData:
     tasks = sorted({int(task) for arm in arms for task in arm["by_task"]})
     rows = [[f"task {task}", *(_solved(arm, task) for arm in arms)] for task in tasks]
-    return TableData("Solved episodes by task", ["", *(arm["name"] for arm in arms)], rows)
+    return TableData(title, ["", *(arm["name"] for arm in arms)], rows)
 
 
 def _solved(arm: dict[str, Any], task: int) -> str:
@@ -83,9 +121,18 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         "has a bootstrap over tasks and seeds that keeps pairs together.",
         "Standard starts that were recorded are left out; moved starts are drawn anew.",
     ]
-    if summary["errors"]:
+    perturbations = summary.get("perturbations", {})
+    if perturbations:
         notes.append(
-            f"{len(summary['errors'])} episodes failed for technical reasons and are counted "
-            f"nowhere: {summary['errors'][0]}"
+            "A perturbation is drawn from the seed, the task and the number of the episode, the "
+            "same for every arm, on top of the unperturbed start; the sentence above the numbers "
+            'and the table by task are of unperturbed starts ("none").'
+        )
+    notes += [f"{name}: {block['changes']}." for name, block in perturbations.items()]
+    errors = summary["errors"] + [e for block in perturbations.values() for e in block["errors"]]
+    if errors:
+        notes.append(
+            f"{len(errors)} episodes failed for technical reasons and are counted nowhere: "
+            f"{errors[0]}"
         )
     return notes

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vlarft.models.policy import Observation, Policy
+from vlarft.models.policy import Observation, Policy, Share
 
 
 class TrainablePolicy(Policy, Protocol):
@@ -23,8 +23,12 @@ class TrainablePolicy(Policy, Protocol):
         actions: Tensor,
         generator: torch.Generator,
         context: Any = None,
+        share: Share | None = None,
     ) -> Tensor:
-        """Behaviour-cloning loss of expert actions [P, T, A], raw units; a scalar."""
+        """Behaviour-cloning loss of expert actions [P, T, A], raw units; a scalar.
+
+        `share`: as in `sample`.
+        """
         ...
 
     def parameter_groups(self) -> Mapping[str, Sequence[nn.Parameter]]:

@@ -356,7 +356,7 @@ def as_module(policy: TrainablePolicy) -> nn.Module:
     return policy
 
 
-def _sample_options(policy: TrainablePolicy, config: RFTConfig) -> dict[str, bool]:
+def _sample_options(policy: TrainablePolicy, config: RFTConfig) -> dict[str, Any]:
     """What `policy.sample` is given beside its three arguments; only what is asked for."""
     if config.start == "independent":
         return {}

@@ -166,6 +166,9 @@ def rft(
         str | None, typer.Option(help="Such as 0,1,2: treatment and control for each seed.")
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Scenes in the report.")] = 4,
+    divide_vlm: Annotated[
+        bool, typer.Option("--shard-vlm", help="Divide a VLM's weights among the processes.")
+    ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     attention: Attention = "sdpa",
@@ -195,6 +198,7 @@ def rft(
     from vlarft.rft.config import RFTConfig
     from vlarft.rft.parallel import join_ranks
     from vlarft.rft.run import run_rft
+    from vlarft.rft.shard import shard_vlm
 
     console, clock = console_for(json_file), Stopwatch()
     wanted = load_config(RFTConfig, config, settings or [])
@@ -206,6 +210,8 @@ def rft(
         metric = wanted.reward.metric
         with clock("loading"):
             bench = load_bench(world or WORLD, start, data or [DEMOS], metric, options)
+            if divide_vlm:
+                shard_vlm(bench.policy, ranks, bench.engine.device)
             bench.policy.to(bench.engine.device)
         if ranks.first:
             write_environment(run)

@@ -12,11 +12,16 @@ from rft_mocks import MockEngine, MockPolicy, make_windows
 from test_rft_tiny import configure as configure_tiny
 from test_rft_tiny import make_engine, make_policy, windows
 
+from tests.models.policy_helpers import tiny_config, word_tokenizer
 from vlarft.config import load_config
+from vlarft.data.statistics import compute_statistics
 from vlarft.errors import ConfigError, VlarftError
+from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
+from vlarft.models.vlm import VLMEncoder
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.parallel import ALONE, Ranks, join_ranks
 from vlarft.rft.run import run_rft
+from vlarft.rft.shard import shard_vlm
 from vlarft.rft.trainer import Trainer
 
 MOCK = (
@@ -68,6 +73,14 @@ def tiny_run(folder, *overrides, ranks=ALONE, policy=None):
     return policy, [imagined.tokens for imagined in tokens]
 
 
+def vlm_policy():
+    """A tiny policy with a VLM, which the whole test suite builds alike."""
+    torch.manual_seed(3)
+    encoder = VLMEncoder(tiny_config(lora_rank=2), word_tokenizer())
+    config = FlowPolicyConfig.preset("tiny").model_copy(update={"encoder": encoder.config})
+    return FlowPolicy(config, compute_statistics(windows(0).episodes), encoder)
+
+
 class Stopping(MockEngine):
     """Raises a signal in the rollout of a step."""
 
@@ -113,6 +126,17 @@ def everything(folder: Path, ranks: Ranks) -> None:
     keep("tiny", policy, tokens)
     policy, tokens = tiny_run(folder / "resumed", ranks=ranks)  # begun by one process
     keep("resumed", policy, tokens)
+
+    policy = vlm_policy()
+    whole = sum(p.numel() for p in policy.encoder.parameters())
+    shard_vlm(policy, ranks, torch.device("cpu"))
+    own = sum(p.to_local().numel() for p in policy.encoder.parameters())
+    policy, tokens = tiny_run(folder / "vlm", "steps=1", ranks=ranks, policy=policy)
+    keep("vlm", policy, (tokens, whole, own))
+    policy = vlm_policy()
+    shard_vlm(policy, ranks, torch.device("cpu"))
+    policy, _ = tiny_run(folder / "vlm", ranks=ranks, policy=policy)
+    keep("vlm-resumed", policy)
 
     try:
         mock_run(folder / "other", ranks=ranks, engine=MockEngine(world=1.0 + ranks.index))

@@ -11,10 +11,12 @@ import pytest
 import torch
 from rft_mocks import MockEngine, MockPolicy, make_windows
 
-from vlarft.checkpoint import latest_checkpoint
+from vlarft.checkpoint import latest_checkpoint, load_checkpoint
 from vlarft.errors import ConfigError
 from vlarft.metrics import read_metrics
-from vlarft.rft.parallel import Ranks
+from vlarft.models.flow_policy import FlowPolicy, build_policy
+from vlarft.rft.parallel import ALONE, Ranks
+from vlarft.rft.shard import shard_vlm
 from vlarft.rft.trainer import Trainer
 from vlarft.stop import stop_request
 
@@ -106,6 +108,22 @@ def test_two_processes_imagine_the_same_tokens(two, one, name):
         assert torch.equal(ours, theirs)
 
 
+def test_a_divided_vlm_gives_the_same_run_and_whole_files(two, tmp_path):
+    one_step, _ = worker.tiny_run(tmp_path, "steps=1", policy=worker.vlm_policy())
+    found = results(two, "vlm")
+    assert_one_policy(found, one_step.state_dict())
+    for _, (_, whole, own) in found:
+        assert 0.45 < own / whole < 0.55
+    further, _ = worker.tiny_run(tmp_path, policy=worker.vlm_policy())
+    assert_one_policy(results(two, "vlm-resumed"), further.state_dict())
+    assert_same_lines(two / "vlm", tmp_path)
+    stored = FlowPolicy.from_pretrained(two / "vlm" / "policy").state_dict()
+    checkpoint = load_checkpoint(latest_checkpoint(two / "vlm"))["policy"]
+    for name, value in further.state_dict().items():
+        torch.testing.assert_close(stored[name], value, **CLOSE)
+        torch.testing.assert_close(checkpoint[name], value, **CLOSE)
+
+
 def test_a_signal_at_one_process_stops_all_after_the_same_step(two, tmp_path):
     """One process continues what the two left, and ends as if it had done all."""
     assert (two / "stopped-0.txt").exists()
@@ -161,3 +179,11 @@ def test_one_of_several_processes_only_ever_notes_a_signal(number):
             signal.raise_signal(number)
         assert stop.is_set()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_dividing_a_vlm_needs_processes_and_a_vlm():
+    policy = build_policy("tiny", worker.compute_statistics(worker.windows(0).episodes))
+    with pytest.raises(ConfigError, match="needs several processes"):
+        shard_vlm(worker.vlm_policy(), ALONE, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="encoder is 'small'"):
+        shard_vlm(policy, Ranks(0, 2), torch.device("cpu"))

@@ -185,6 +185,8 @@ def run_rft(
             log.close()
     if ranks.first:
         policy.save_pretrained(run / "policy")
+    else:
+        trainer.module.state_dict()  # an encoder that is divided among all is gathered by all
     summary = {
         "kind": "rft",
         "steps": config.steps,

@@ -19,7 +19,16 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vlarft.errors import ConfigError, VlarftError
-from vlarft.terminal import Jobs, JsonFile, Python, command_line, console_for, say, write_result
+from vlarft.terminal import (
+    Jobs,
+    JsonFile,
+    Python,
+    command_line,
+    console_for,
+    say,
+    torchrun_rank,
+    write_result,
+)
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer may carry its own copy of click
 _SUBCOMMANDS = {
@@ -157,6 +166,9 @@ def rft(
         str | None, typer.Option(help="Such as 0,1,2: treatment and control for each seed.")
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Scenes in the report.")] = 4,
+    divide_vlm: Annotated[
+        bool, typer.Option("--shard-vlm", help="Divide a VLM's weights among the processes.")
+    ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     attention: Attention = "sdpa",
@@ -164,6 +176,8 @@ def rft(
     json_file: JsonFile = None,
 ) -> None:
     """Reinforcement fine-tuning: one run, or with --seeds an experiment with its control.
+
+    Several processes: torchrun --nproc-per-node 2 -m -- vlarft rft ... (docs/rft.md)
 
     Example: vlarft rft --run runs/rft --config rft-small --seeds 0,1,2 --set steps=50
     """
@@ -182,26 +196,48 @@ def rft(
     )
     from vlarft.report.environment import write_environment
     from vlarft.rft.config import RFTConfig
+    from vlarft.rft.parallel import join_ranks
     from vlarft.rft.run import run_rft
+    from vlarft.rft.shard import shard_vlm
 
     console, clock = console_for(json_file), Stopwatch()
     wanted = load_config(RFTConfig, config, settings or [])
     numbers = _numbers(seeds)
     start = policy or POLICY
-    options = EngineOptions(backend, dtype, attention, device)
-    with clock("loading"):
-        bench = load_bench(world or WORLD, start, data or [DEMOS], wanted.reward.metric, options)
-    write_environment(run)
-    extra = {"engine": options.used(bench.engine), "command": command_line()}
-    if numbers:
-        summary = experiment(bench, start, run, wanted, numbers, pictures, clock, extra)
-    else:
-        summary = run_rft(
-            bench.engine, bench.policy, bench.training, bench.validation, run, wanted
-        ).summary
-        with clock("pictures"):
-            show_policies(bench, start, run / "policy", run, wanted, pictures)
-        summary = finish(run, summary | extra, clock)
+    with join_ranks(device) as (ranks, place):
+        ranks.share(wanted.scenes)  # refused before anything is loaded
+        options = EngineOptions(backend, dtype, attention, place)
+        metric = wanted.reward.metric
+        with clock("loading"):
+            bench = load_bench(world or WORLD, start, data or [DEMOS], metric, options)
+            if divide_vlm:
+                shard_vlm(bench.policy, ranks, bench.engine.device)
+            bench.policy.to(bench.engine.device)
+        if ranks.first:
+            write_environment(run)
+        extra = {
+            "engine": options.used(bench.engine),
+            "processes": ranks.count,
+            "command": command_line(),
+        }
+        if numbers:
+            summary = experiment(bench, start, run, wanted, numbers, pictures, clock, extra, ranks)
+        else:
+            summary = run_rft(
+                bench.engine,
+                bench.policy,
+                bench.training,
+                bench.validation,
+                run,
+                wanted,
+                ranks=ranks,
+            ).summary
+            if ranks.first:
+                with clock("pictures"):
+                    show_policies(bench, start, run / "policy", run, wanted, pictures)
+                summary = finish(run, summary | extra, clock)
+    if not ranks.first:
+        return
     _done(console, headline(summary), run / "report.html")
     write_result(json_file, summary)
 
@@ -727,6 +763,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
+    if torchrun_rank()[1] > 1 and arguments[:1] != ["rft"]:
+        return _mistake("only `vlarft rft` divides its work among the processes of torchrun")
     try:
         result = typer.main.get_command(app).main(
             args=arguments, prog_name="vlarft", standalone_mode=False
@@ -757,12 +795,15 @@ def _stopped(arguments: list[str]) -> int:
         "train": "; finished steps are kept, the same command with --resume goes on after them",
     }
     name = " ".join(arguments[: 2 if arguments[:1] == ["eval"] else 1])
-    sys.stderr.write(f"stopped{hints.get(name, '')}\n")
+    if torchrun_rank()[0] == 0:
+        sys.stderr.write(f"stopped{hints.get(name, '')}\n")
     return 130
 
 
 def _mistake(message: str) -> int:
-    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    rank, processes = torchrun_rank()
+    whose = f" (process {rank})" if processes > 1 else ""
+    sys.stderr.write(f"error{whose}: " + " ".join(message.split()) + "\n")
     return 2
 
 

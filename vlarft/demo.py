@@ -29,6 +29,7 @@ from vlarft.report.scenes import imagine_scenes, save_scenes
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import make_sampling, spread_windows
 from vlarft.rft.experiment import run_experiment
+from vlarft.rft.parallel import ALONE, Ranks
 from vlarft.train.commands import Pretraining, train_policy, train_tokenizer, train_world_model
 
 ASSETS = Path(__file__).parent / "assets"
@@ -263,6 +264,7 @@ def experiment(
     pictures: int,
     clock: Stopwatch,
     extra: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Treatment and control for each seed, pictures, summary and report.
 
@@ -275,10 +277,20 @@ def experiment(
         pictures: scenes in the report.
         clock: seconds of what was done before; goes on counting.
         extra: more to write into `summary.json`.
+        ranks: the processes that divide the work; the first one draws and writes.
     """
     summary = run_experiment(
-        bench.engine, bench.policy, bench.training, bench.validation, run, config, seeds=seeds
+        bench.engine,
+        bench.policy,
+        bench.training,
+        bench.validation,
+        run,
+        config,
+        seeds=seeds,
+        ranks=ranks,
     )
+    if not ranks.first:
+        return summary
     with clock("pictures"):
         show_policies(
             bench,

@@ -16,9 +16,9 @@ Shown = Callable[[int, int], None]
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Shown]:
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Shown]:
     """Progress of a phase of known length: a bar, or a line at its start and about ten more."""
-    console = Console(file=sys.stderr)
+    console = Console(file=sys.stderr, quiet=quiet)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title)
         shown = 0
@@ -37,9 +37,9 @@ def progress_bar(title: str) -> Iterator[Shown]:
 
 
 @contextmanager
-def phase(title: str) -> Iterator[None]:
+def phase(title: str, *, quiet: bool = False) -> Iterator[None]:
     """One long call of unknown length: a moving sign, or a line at its start."""
-    console = Console(file=sys.stderr)
+    console = Console(file=sys.stderr, quiet=quiet)
     if console.is_terminal:
         with console.status(title):
             yield

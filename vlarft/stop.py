@@ -7,8 +7,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_request() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one raises KeyboardInterrupt at once."""
+def stop_request(patient: bool = False) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one raises KeyboardInterrupt at once.
+
+    Args:
+        patient: for one of several processes. SIGTERM asks too, as torchrun sends it, and nothing
+            but asks, however often: a process that leaves alone takes the others down.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may install handlers; the caller's one stays
@@ -16,11 +21,15 @@ def stop_request() -> Iterator[threading.Event]:
 
     def on_interrupt(number: int, _frame: object) -> None:
         stop.set()
-        signal.signal(number, previous)
+        if not patient:
+            signal.signal(number, previous[number])
 
-    previous = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-    signal.signal(signal.SIGINT, on_interrupt)
+    numbers = (signal.SIGINT, signal.SIGTERM) if patient else (signal.SIGINT,)
+    previous = {int(number): signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    for number in numbers:
+        signal.signal(number, on_interrupt)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number in numbers:
+            signal.signal(number, previous[number])

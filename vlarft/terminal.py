@@ -1,6 +1,7 @@
 """What every command of `vlarft` prints and writes: lines, tables, JSON."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -37,6 +38,13 @@ def write_result(json_file: str | None, content: Any) -> None:
         sys.stdout.write(text)
     elif json_file is not None:
         Path(json_file).write_text(text, encoding="utf-8")
+
+
+def torchrun_rank() -> tuple[int, int]:
+    """Number of this process and how many torchrun started; (0, 1) without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def command_line() -> str:

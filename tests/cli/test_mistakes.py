@@ -168,3 +168,28 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch, tmp_path):
     monkeypatch.setattr("vlarft.report.build.write_report", broken)
     with pytest.raises(ZeroDivisionError):
         run_command(["report", str(tmp_path)])
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The second of four processes that torchrun started."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("torchrun")
+def test_torchrun_is_refused_by_commands_that_cannot_divide_their_work(capsys):
+    assert run_command(["info"]) == 2
+    error = "error (process 1): only `vlarft rft` divides its work among the processes of torchrun"
+    assert capsys.readouterr().err.strip() == error
+
+
+@pytest.mark.usefixtures("torchrun")
+def test_several_processes_choose_their_gpus_themselves(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    command = ["rft", "--run", "x", "--device"]
+    assert run_command([*command, "cuda:0"]) == 2
+    assert "use --device cuda: each takes its own GPU" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert run_command([*command, "cuda"]) == 2
+    assert "process 1 of this machine has no GPU, there are 1" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from vlarft.models.flow_policy import (
     FlowTrace,
     build_policy,
 )
-from vlarft.models.policy import Observation, Policy, Proposal
+from vlarft.models.policy import Observation, Policy, Proposal, Share
 
 
 def with_config(policy: FlowPolicy, **changes: object) -> FlowPolicy:
@@ -132,6 +132,25 @@ def test_a_shared_start_serves_a_scene_and_is_scored_like_any_other() -> None:
     assert torch.equal(policy.log_prob(observation, proposal).log_prob, proposal.log_prob)
     own = policy.sample(observation, 4, generator()).trace.chain[:, :, 0]
     assert not torch.equal(own[:, 0], own[:, 1])
+
+
+@pytest.mark.parametrize("shared_start", [False, True])
+def test_a_share_of_a_batch_gets_the_noise_of_its_scenes(shared_start: bool) -> None:
+    policy, observation = shaken(tiny()), observe(5)
+    whole = policy.sample(observation, 3, generator(), shared_start=shared_start)
+    actions = torch.rand((5, 8, 7), generator=generator()) - 0.5
+    for rows in (torch.tensor([3, 0, 4]), torch.tensor([1, 2])):
+        own, share = observation.select(rows), Share(rows, 5)
+        part = policy.sample(own, 3, generator(), shared_start=shared_start, share=share)
+        assert torch.equal(part.trace.chain[:, :, 0], whole.trace.chain[rows][:, :, 0])
+        # Later states pass through matrix products, whose rounding may depend on the batch.
+        torch.testing.assert_close(part.actions, whole.actions[rows], rtol=0, atol=1e-5)
+    losses = [
+        policy.flow_loss(observation.select(rows), actions[rows], generator(), share=Share(rows, 5))
+        for rows in torch.arange(5).tensor_split(5)
+    ]
+    together = policy.flow_loss(observation, actions, generator())
+    torch.testing.assert_close(torch.stack(losses).mean(), together)
 
 
 def test_act_is_deterministic_and_reads_picture_state_and_instruction() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from vlarft.data.libero import Episode
 from vlarft.data.windows import Windows
 from vlarft.models.layout import Layout
-from vlarft.models.policy import LogProb, Observation, Proposal
+from vlarft.models.policy import LogProb, Observation, Proposal, Share
+from vlarft.rft.randomness import seed_for
 
 T, A, SIDE = 4, 7, 8
 
@@ -20,6 +21,7 @@ T, A, SIDE = 4, 7, 8
 class MockScenes:
     context: Tensor
     first: Tensor
+    keys: list[int]
 
 
 @dataclass
@@ -54,10 +56,11 @@ class MockEngine:
         assert keys is None or len(keys) == len(frames)
         self.encoded += len(frames)
         context = frames.flatten(1)[:, :6].long()
-        return MockScenes(context, context[:, :2])
+        noise_keys = range(len(frames)) if keys is None else keys
+        return MockScenes(context, context[:, :2], [int(key) for key in noise_keys])
 
-    def scenes_from_tokens(self, context: Tensor, first: Tensor) -> MockScenes:
-        return MockScenes(context, first)
+    def scenes_from_tokens(self, context: Tensor, first: Tensor, keys) -> MockScenes:
+        return MockScenes(context, first, list(keys))
 
     def rollout(
         self,
@@ -75,8 +78,14 @@ class MockEngine:
         assert len(scenes.context) == len(actions)
         imagined = self._imagine(actions)
         if sampling.noise == "independent":
-            noise = torch.Generator().manual_seed(seeds[0])
-            imagined = imagined + 0.05 * torch.randn(imagined.shape, generator=noise)
+            noise = [
+                torch.randn(
+                    imagined.shape[1:],
+                    generator=torch.Generator().manual_seed(seed_for(seeds[0], key, "scene")),
+                )
+                for key in scenes.keys
+            ]
+            imagined = imagined + 0.05 * torch.stack(noise)
         if reference is None:
             target = self._imagine(expert_actions)[:, None]
         else:
@@ -97,6 +106,13 @@ class MockTrace:
 
     def select(self, indices: Tensor) -> "MockTrace":
         return MockTrace(self.sample[indices])
+
+
+def share_of(share: Share | None, scenes: int, generator, *shape: int) -> Tensor:
+    """Normal noise of some scenes, cut from that of the whole batch."""
+    if share is None:
+        return torch.randn((scenes, *shape), generator=generator)
+    return torch.randn((share.total, *shape), generator=generator)[share.rows]
 
 
 class MockPolicy(nn.Module):
@@ -120,10 +136,11 @@ class MockPolicy(nn.Module):
         generator: torch.Generator,
         *,
         shared_start: bool = False,
+        share: Share | None = None,
     ) -> Proposal:
         self.shared_start = shared_start
         mean = self._mean(observation)[:, None]
-        noise = torch.randn((len(observation), n, T, A), generator=generator)
+        noise = share_of(share, len(observation), generator, n, T, A)
         chain = mean + self.log_sigma.exp() * noise
         proposal = Proposal(chain, torch.zeros_like(chain), MockTrace(chain))
         return Proposal(chain, self.log_prob(observation, proposal).log_prob, proposal.trace)
@@ -139,9 +156,9 @@ class MockPolicy(nn.Module):
             mean if generator is None else mean + 0.1 * torch.randn(mean.shape, generator=generator)
         )
 
-    def flow_loss(self, observation, actions, generator, context=None) -> Tensor:
+    def flow_loss(self, observation, actions, generator, context=None, share=None) -> Tensor:
         assert context is None  # this policy's traces carry none
-        noise = torch.randn(actions.shape, generator=generator)
+        noise = share_of(share, len(actions), generator, *actions.shape[1:])
         return (self._mean(observation) + 0.1 * noise - actions).square().mean()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

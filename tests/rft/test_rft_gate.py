@@ -47,24 +47,30 @@ def test_weights():
 def test_advantages_are_weighed_and_closed_groups_left_out():
     values = torch.tensor([[1.0, -1], [1, -1], [1, -1]])
     kept = torch.tensor([True, True, False])
-    found = apply_gate(Advantages(values, torch.ones(3), kept), torch.tensor([0.25, 0, 1]))
-    assert found.values.tolist() == [[0.25, -0.25], [0, 0], [1, -1]]
-    assert found.kept.tolist() == [True, False, False]
+    entropy = torch.tensor([math.log(4), 50, -1]).double()
+    found, numbers = apply_gate(
+        Advantages(values, torch.ones(3), kept), entropy, GateConfig(entropy=0.0, scale=1)
+    )
+    torch.testing.assert_close(found.values, torch.tensor([[0.25, -0.25], [0, 0], [1, -1]]))
+    assert found.kept.tolist() == [True, True, False]
+    assert numbers["gate_entropy"] == pytest.approx(float(entropy.mean()))
+    assert numbers["gate_weight"] == pytest.approx(1.25 / 3)
+    assert numbers["gated_groups"] == 2
+    shut, _ = apply_gate(
+        Advantages(values, torch.ones(3), kept), entropy, GateConfig(entropy=0.0, scale=0)
+    )
+    assert shut.kept.tolist() == [False, False, False]
 
 
 def test_a_window_is_asked_once(entropies):
     windows = make_windows()
     batch = windows.batch([2, 5])
-    asker = Gate(MockEngine(), GateConfig(entropy=0.0, scale=0.5))
-    weights, numbers = asker([2, 5], batch)
-    again, _ = asker([5, 2], windows.batch([5, 2]))
+    asker = Gate(MockEngine())
+    found = asker([2, 5], batch)
+    again = asker([5, 2], windows.batch([5, 2]))
     assert len(entropies) == 2
-    assert torch.equal(weights, again.flip(0))
-    values = batch.actions[:, 0, 0]
-    assert weights.tolist() == pytest.approx((-values.clamp_min(0) / 0.5).exp().tolist())
-    assert numbers["gate_entropy"] == pytest.approx(float(values.mean()))
-    assert numbers["gate_weight"] == pytest.approx(float(weights.mean()))
-    assert numbers["gated_groups"] == int((values > 0).sum())
+    assert torch.equal(found, again.flip(0))
+    assert torch.equal(found, batch.actions[:, 0, 0].double())
 
 
 @pytest.mark.usefixtures("entropies")

@@ -26,7 +26,7 @@ from vlarft.errors import CheckpointError, ConfigError, DataError, ShapeError
 from vlarft.files import write_json
 from vlarft.models.flow_head import Conditions, DiT, FlowHead, HeadConfig, ScalarProjector
 from vlarft.models.folder import load_strict, read_json, read_tensors, write_tensors
-from vlarft.models.policy import Indices, LogProb, Observation, Proposal, as_indices
+from vlarft.models.policy import Indices, LogProb, Observation, Proposal, Share, as_indices
 from vlarft.models.sigma_net import SigmaNet
 from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig
 from vlarft.models.vlm import TOKENIZER_FOLDER, VLMConfig, VLMEncoder, load_tokenizer
@@ -198,6 +198,7 @@ class FlowPolicy(nn.Module):
         generator: torch.Generator,
         *,
         shared_start: bool = False,
+        share: Share | None = None,
     ) -> Proposal:
         """Draw n chunks a scene by K stochastic flow steps.
 
@@ -207,6 +208,7 @@ class FlowPolicy(nn.Module):
             generator: source of all noise, on any device.
             shared_start: one start x_0 for all chunks of a scene. The start's density is left out
                 of the log-probability (spec 4.4), so what it does to the reward is noise.
+            share: which scenes of a larger batch these are; None: all of it.
 
         Returns:
             Actions in raw units, their log-probabilities and the chain.
@@ -218,12 +220,12 @@ class FlowPolicy(nn.Module):
             raise ShapeError(f"sample: n = {n}; expected 1 or more rollouts a scene")
         context = self.encode(observation)
         flow, sigma = self._conditions(context)
-        x = self._noise(len(observation), 1 if shared_start else n, generator)
+        x = self._noise(len(observation), 1 if shared_start else n, generator, share)
         x = x.expand(-1, n, -1, -1)
         chain, total = [x], torch.zeros_like(x)
         for k in range(self.config.steps):
             mean, log_sigma = self._moments(k, x, flow, sigma)
-            x = mean + log_sigma.exp() * self._noise(len(observation), n, generator)
+            x = mean + log_sigma.exp() * self._noise(len(observation), n, generator, share)
             total = total + _score(x, mean, log_sigma)
             chain.append(x)
         trace = FlowTrace(torch.stack(chain, dim=2), context)
@@ -291,6 +293,7 @@ class FlowPolicy(nn.Module):
         actions: Tensor,
         generator: torch.Generator,
         context: SceneContext | None = None,
+        share: Share | None = None,
     ) -> Tensor:
         """Flow-matching loss of demonstrated chunks: mean squared error of the velocity.
 
@@ -302,6 +305,7 @@ class FlowPolicy(nn.Module):
             generator: source of noise and flow times, separate from the rollouts' (defect 49).
             context: frozen context of the scenes (`encode`, or a trace's); None runs the encoder
                 with gradients, for pre-training.
+            share: which scenes of a larger batch these are; None: all of it.
 
         Returns:
             A scalar.
@@ -316,8 +320,8 @@ class FlowPolicy(nn.Module):
             context = self._encode(observation)
         conditions = self._condition(self.flow_head.dit, context)
         target = self.actions.normalize(actions.to(context.tokens.device).float())[:, None]
-        noise = self._noise(len(observation), 1, generator)
-        time = self._times(len(observation), generator)
+        noise = self._noise(len(observation), 1, generator, share)
+        time = self._times(len(observation), generator, share)
         s = time[:, None, None, None]
         x = (1 - s) * noise + s * target
         dropout = self.config.head.dropout if self.training else 0.0
@@ -479,13 +483,21 @@ class FlowPolicy(nn.Module):
     def _combine(self, total: Tensor) -> Tensor:
         return total / self.config.steps if self.config.log_prob == "mean" else total
 
-    def _noise(self, scenes: int, n: int, generator: torch.Generator) -> Tensor:
-        shape = (scenes, n, self.config.horizon, self.config.action_size)
+    def _noise(
+        self, scenes: int, n: int, generator: torch.Generator, share: Share | None = None
+    ) -> Tensor:
+        drawn = scenes if share is None else share.total
+        shape = (drawn, n, self.config.horizon, self.config.action_size)
         noise = torch.randn(shape, generator=generator, device=generator.device)
+        if share is not None:
+            noise = noise[share.rows.to(noise.device)]
         return noise.to(self.sigma_net.log_std_min.device)
 
-    def _times(self, scenes: int, generator: torch.Generator) -> Tensor:
-        uniform = torch.rand((2, scenes), generator=generator, device=generator.device)
+    def _times(self, scenes: int, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        drawn = scenes if share is None else share.total
+        uniform = torch.rand((2, drawn), generator=generator, device=generator.device)
+        if share is not None:
+            uniform = uniform[:, share.rows.to(uniform.device)]
         uniform = uniform.to(self.sigma_net.log_std_min.device)
         if self.config.time_sampling == "uniform":
             return uniform[0]

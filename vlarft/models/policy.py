@@ -60,6 +60,21 @@ class Observation:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Which scenes of a larger batch an observation holds, when processes divide the batch.
+
+    Noise is drawn for the whole batch and cut, so a scene's does not depend on the division.
+
+    Attributes:
+        rows: int64 [P], their places in the batch.
+        total: scenes of the batch.
+    """
+
+    rows: Tensor
+    total: int
+
+
 class Trace(Protocol):
     """What a policy remembers of a proposal in order to score it again."""
 
@@ -107,12 +122,14 @@ class Policy(Protocol):
         generator: torch.Generator,
         *,
         shared_start: bool = False,
+        share: Share | None = None,
     ) -> Proposal:
         """Draw n chunks a scene, without gradients.
 
         With `shared_start`, randomness that the log-probability leaves out (the start of a
         generative policy) is drawn once a scene: a group then differs by scored noise alone. It is
         passed with `start: shared` only, so a policy without it can be tuned with `independent`.
+        `share` is passed only when several processes divide the scenes of a step.
         """
         ...
 

@@ -12,6 +12,7 @@ from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import DataError, ShapeError
 from vlarft.models.policy import Observation, Policy
 from vlarft.rft.config import EvaluationConfig, RewardConfig, SamplingConfig
+from vlarft.rft.parallel import ALONE, Ranks
 from vlarft.rft.randomness import generator_for, seed_for
 from vlarft.rft.rewards import rollout_distance
 
@@ -92,6 +93,7 @@ def evaluate_policy(
     reward: RewardConfig,
     sampling: SamplingConfig,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Imagine the policy's actions and the expert's from the same frame and compare.
 
@@ -108,55 +110,71 @@ def evaluate_policy(
         reward: weights and reduction; `kind` and `frames` do not matter here.
         sampling: how the world model draws tokens.
         progress: called with (windows done, W) after each batch.
+        ranks: processes that take turns with the batches; all get the whole result.
     """
     numbers = torch.as_tensor(indices, dtype=torch.int64)
-    parts: list[tuple[Tensor, ...]] = []
-    sampled_parts: list[Tensor] = []
-    done = 0
-    for chosen in torch.split(numbers, evaluation.batch):
-        batch = windows.batch(chosen)
-        observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
-        starts = generator_for(evaluation.seed, int(chosen[0]), "starts")
-        actions = torch.stack(
-            [policy.act(observation, starts) for _ in range(evaluation.starts)], 1
-        )
-        expert = batch.actions.to(actions.device)
-        action_l1 = (actions - expert[:, None]).abs().mean((1, 2, 3)).float().cpu()
-        if evaluation.samples:
-            generator = generator_for(evaluation.seed, int(chosen[0]), "samples")
-            proposal = policy.sample(observation, evaluation.samples, generator)
-            actions = torch.cat([actions, proposal.actions], 1)
-        result = engine.rollout(
-            engine.encode(batch.frames[:, 0], keys=chosen),  # noise of a window, whatever the batch
-            actions,
-            expert,
-            make_sampling(sampling),
-            seeds=noise_seeds(sampling, evaluation.seed, 0, "evaluation noise"),
-        )
-        l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
-        distance = rollout_distance(l1, perceptual, reward)
-        own = slice(evaluation.starts)
-        parts.append(
-            (
-                distance[:, own].mean(1),
-                l1[:, own].mean((1, 2)),
-                perceptual[:, own].mean((1, 2)),
-                action_l1,
-            )
-        )
-        sampled_parts.append(distance[:, evaluation.starts :].mean(-1))
-        done += len(chosen)
+    batches = torch.split(numbers, evaluation.batch)
+    own: list[tuple[Tensor, ...]] = []
+    for first in range(0, len(batches), ranks.count):
+        # With no batch left, the last one again, for nothing: processes that hold parts of a policy
+        # must compute together.
+        chosen = batches[min(first + ranks.index, len(batches) - 1)]
+        own.append(_evaluate_batch(engine, policy, windows, chosen, evaluation, reward, sampling))
         if progress:
-            progress(done, len(numbers))
-    distance, l1, perceptual, action_l1 = (torch.cat(column) for column in zip(*parts, strict=True))
+            progress(sum(len(b) for b in batches[: first + ranks.count]), len(numbers))
+    turns = zip(*ranks.gather(own), strict=True)
+    results = [batch for turn in turns for batch in turn][: len(batches)]
+    distance, l1, perceptual, action_l1, sampled = (
+        torch.cat(column) for column in zip(*results, strict=True)
+    )
     return Evaluation(
         distance=distance,
         l1=l1,
         perceptual=perceptual,
         action_l1=action_l1,
-        sampled_distance=torch.cat(sampled_parts) if evaluation.samples else None,
+        sampled_distance=sampled if evaluation.samples else None,
         episode=windows.episode[numbers],
         window=numbers,
+    )
+
+
+def _evaluate_batch(
+    engine: RolloutEngine,
+    policy: Policy,
+    windows: Windows,
+    chosen: Tensor,
+    evaluation: EvaluationConfig,
+    reward: RewardConfig,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, ...]:
+    """Distance, l1, perceptual, action_l1 and sampled distance of some windows, each [W]."""
+    batch = windows.batch(chosen)
+    observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
+    starts = generator_for(evaluation.seed, int(chosen[0]), "starts")
+    actions = torch.stack([policy.act(observation, starts) for _ in range(evaluation.starts)], 1)
+    expert = batch.actions.to(actions.device)
+    action_l1 = (actions - expert[:, None]).abs().mean((1, 2, 3)).float().cpu()
+    if evaluation.samples:
+        generator = generator_for(evaluation.seed, int(chosen[0]), "samples")
+        proposal = policy.sample(observation, evaluation.samples, generator)
+        actions = torch.cat([actions, proposal.actions], 1)
+    result = engine.rollout(
+        engine.encode(batch.frames[:, 0], keys=chosen),  # noise of a window, whatever the batch
+        actions,
+        expert,
+        make_sampling(sampling),
+        seeds=noise_seeds(sampling, evaluation.seed, 0, "evaluation noise"),
+    )
+    l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
+    distance = rollout_distance(l1, perceptual, reward)
+    own, sampled = distance[:, : evaluation.starts], distance[:, evaluation.starts :]
+    frames = slice(evaluation.starts)
+    return (
+        own.mean(1),
+        l1[:, frames].mean((1, 2)),
+        perceptual[:, frames].mean((1, 2)),
+        action_l1,
+        sampled.mean(-1),
     )
 
 

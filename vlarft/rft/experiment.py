@@ -11,10 +11,10 @@ from vlarft.errors import ConfigError
 from vlarft.files import write_json
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import paired_difference, paired_interval
-from vlarft.rft.policy import TrainablePolicy
+from vlarft.rft.parallel import ALONE, Ranks
+from vlarft.rft.policy import TrainablePolicy, as_module
 from vlarft.rft.run import RunResult, run_rft, stacked
 from vlarft.rft.summary import before_after
-from vlarft.rft.trainer import as_module
 
 
 def run_experiment(
@@ -26,6 +26,7 @@ def run_experiment(
     config: RFTConfig,
     *,
     seeds: Sequence[int] = (0, 1, 2),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Several seeds, each with a treatment and a control arm from the same starting policy.
 
@@ -40,6 +41,7 @@ def run_experiment(
         run: folder of the experiment, gets `summary.json`.
         config: of the treatment; `seed` and `control` are set here.
         seeds: one or more, all different.
+        ranks: the processes that divide the scenes of each step.
 
     Returns:
         The summary: distances before and after (means over seeds and windows), `distance_change`,
@@ -69,11 +71,13 @@ def run_experiment(
                 folder,
                 arm_config,
                 before=before,
+                ranks=ranks,
                 title=f"{arm} seed {seed}",
             )
             results.append(result)
             before = result.before
-    dump_config(config, run / "config.yaml")
+    if ranks.first:
+        dump_config(config, run / "config.yaml")
     treatment, control = (stacked(arms[arm], "distance") for arm in ("treatment", "control"))
     episodes = arms["treatment"][0].before.episode
     results = arms["treatment"]
@@ -94,5 +98,6 @@ def run_experiment(
             for number, seed in enumerate(seeds)
         ],
     }
-    write_json(run / "summary.json", summary)
+    if ranks.first:
+        write_json(run / "summary.json", summary)
     return summary

@@ -1,13 +1,13 @@
 """Groups count less where the world model does not know what comes next."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlarft.data.windows import WindowBatch
 from vlarft.engine import RolloutEngine
+from vlarft.metrics import Metrics
 from vlarft.models.world_model import WorldModel
 from vlarft.rft.advantages import Advantages
 from vlarft.rft.config import GateConfig
@@ -50,45 +50,52 @@ def gate_weights(entropy: Tensor, config: GateConfig) -> Tensor:
     return (-above / config.scale).exp().float()
 
 
-def apply_gate(advantages: Advantages, weights: Tensor) -> Advantages:
-    """Advantages times their group's weight [P]; a group of weight 0 is not kept."""
-    return Advantages(
+def apply_gate(
+    advantages: Advantages, entropy: Tensor, config: GateConfig
+) -> tuple[Advantages, Metrics]:
+    """Advantages times their group's weight, and a step's metrics; weight 0 is not kept.
+
+    Args:
+        advantages: of P groups.
+        entropy: float [P], nats a token.
+        config: threshold and scale.
+    """
+    weights = gate_weights(entropy, config)
+    gated = Advantages(
         advantages.values * weights[:, None], advantages.spread, advantages.kept & (weights > 0)
     )
+    return gated, {
+        "gate_entropy": float(entropy.mean()),
+        "gate_weight": float(weights.mean()),
+        "gated_groups": int((weights < 1).sum()),
+    }
 
 
 class Gate:
-    """Weights of windows; the world model is frozen, so each window is asked once.
+    """Entropies of windows; the world model is frozen, so each window is asked once.
 
-    Windows go through one at a time, so that a weight does not depend on the others of a step.
+    Windows go through one at a time, so that a figure does not depend on the others of a step.
 
     Args:
         engine: the world model; where its transformer is kept on another device than the engine's,
             a copy goes there.
-        config: threshold and scale; `entropy` is given.
     """
 
-    def __init__(self, engine: RolloutEngine, config: GateConfig) -> None:
+    def __init__(self, engine: RolloutEngine) -> None:
         world = engine.world
         if world.transformer.device.type != engine.device.type:
             world = WorldModel(world.tokenizer, copy.deepcopy(world.transformer), world.layout).to(
                 engine.device
             )
-        self._world, self._config = world, config
+        self._world = world
         self._known: dict[int, Tensor] = {}
 
-    def __call__(self, windows: list[int], batch: WindowBatch) -> tuple[Tensor, dict[str, Any]]:
-        """Weights float32 [P] of the groups of some windows, and a step's metrics."""
+    def __call__(self, windows: list[int], batch: WindowBatch) -> Tensor:
+        """`frame_entropy` [B] of some windows, by their numbers."""
         for row, window in enumerate(windows):
             if window not in self._known:
                 one = slice(row, row + 1)
                 self._known[window] = frame_entropy(
                     self._world, batch.frames[one], batch.actions[one]
                 )
-        entropy = torch.cat([self._known[window] for window in windows])
-        weights = gate_weights(entropy, self._config)
-        return weights, {
-            "gate_entropy": float(entropy.mean()),
-            "gate_weight": float(weights.mean()),
-            "gated_groups": int((weights < 1).sum()),
-        }
+        return torch.cat([self._known[window] for window in windows])

@@ -24,21 +24,23 @@ class SceneCache:
         self._engine = engine
         self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def scenes(self, windows: Sequence[int], frames: Tensor) -> Scenes:
-        """Scenes with keys 0..P-1.
+    def scenes(self, windows: Sequence[int], frames: Tensor, first: int = 0) -> Scenes:
+        """Scenes whose noise keys count from `first`.
 
         Args:
             windows: P window numbers.
             frames: uint8 [P, H, W, 3], their first frames.
+            first: place of the first one in its step, which another process may have begun.
         """
         for row, window in enumerate(windows):
             if window not in self._tokens:
                 scene = self._engine.encode(frames[row : row + 1])
                 self._tokens[window] = (scene.context.cpu(), scene.first.cpu())
-        context, first = (
+        context, tokens = (
             torch.cat(part) for part in zip(*(self._tokens[w] for w in windows), strict=True)
         )
-        return self._engine.scenes_from_tokens(context, first)
+        keys = range(first, first + len(windows))
+        return self._engine.scenes_from_tokens(context, tokens, keys)
 
 
 @dataclass(frozen=True, slots=True)

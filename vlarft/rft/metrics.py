@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlarft.errors import ConfigError
-from vlarft.metrics import Metrics
+from vlarft.metrics import Metrics, MetricsFile
 
 
 class StageTimer:
@@ -30,6 +30,37 @@ class StageTimer:
     def total(self) -> float:
         """Seconds since the timer was made."""
         return time.perf_counter() - self._start
+
+
+EXTREMES = {"ratio_min": min, "ratio_max": max}  # over updates
+ALIKE = {**EXTREMES, "log_prob_gap": max, "gradient_norm": max}  # over processes
+
+
+def combine_updates(processes: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
+    """Numbers of each update over all processes.
+
+    Args:
+        processes: of each one, a record an update. Means are multiplied by the process's share of
+            the scenes already, so that they add up.
+    """
+    combined = []
+    for records in zip(*processes, strict=True):
+        columns = _columns(records)
+        combined.append({name: ALIKE.get(name, sum)(column) for name, column in columns.items()})
+    return combined
+
+
+def mean_update(records: Sequence[dict[str, float]]) -> Metrics:
+    """Mean over updates of each number; extremes keep their extreme."""
+    return {
+        name: EXTREMES[name](column) if name in EXTREMES else sum(column) / len(column)
+        for name, column in _columns(records).items()
+    }
+
+
+def _columns(records: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [r[name] for r in records if name in r] for name in names}
 
 
 class Sink(Protocol):
@@ -110,6 +141,43 @@ def open_sinks(names: Sequence[str], run: Path, config: dict[str, Any]) -> list[
     return [
         TensorBoardSink(run) if name == "tensorboard" else WandbSink(run, config) for name in names
     ]
+
+
+class RunLog:
+    """`metrics.jsonl` of a run and its sinks.
+
+    Args:
+        run: run folder.
+        config: resolved configuration.
+        sinks: their names.
+        offset: bytes of `metrics.jsonl` to keep.
+
+    Raises:
+        ConfigError: a sink's package is not installed.
+        CheckpointError: the file is shorter than `offset`.
+    """
+
+    def __init__(
+        self, run: Path, config: dict[str, Any], sinks: Sequence[str], offset: int
+    ) -> None:
+        self._sinks = open_sinks(sinks, run, config)
+        self._file = MetricsFile(run / "metrics.jsonl", offset)
+
+    def write(self, metrics: Metrics) -> None:
+        """Append one object."""
+        self._file.write(metrics)
+        for sink in self._sinks:
+            sink.write(metrics["step"], flat_numbers(metrics))
+
+    def sync(self) -> int:
+        """Length of `metrics.jsonl` in bytes, all on disk."""
+        return self._file.sync()
+
+    def close(self) -> None:
+        """Close everything."""
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 def flat_numbers(metrics: Metrics, prefix: str = "") -> dict[str, float]:

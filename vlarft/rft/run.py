@@ -1,5 +1,6 @@
 """One run: steps, evaluations, checkpoints, a clean stop, and its summary."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from vlarft.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -15,7 +17,7 @@ from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError, DataError
 from vlarft.files import write_json
-from vlarft.metrics import Metrics, MetricsFile
+from vlarft.metrics import Metrics
 from vlarft.progress import Shown, StepProgress, phase, progress_bar
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import (
@@ -24,8 +26,9 @@ from vlarft.rft.evaluation import (
     evaluate_policy,
     spread_windows,
 )
-from vlarft.rft.metrics import flat_numbers, open_sinks
+from vlarft.rft.metrics import RunLog
 from vlarft.rft.origin import check_origin, run_origin
+from vlarft.rft.parallel import ALONE, Ranks
 from vlarft.rft.policy import TrainablePolicy
 from vlarft.rft.summary import before_after
 from vlarft.rft.trainer import Trainer
@@ -60,11 +63,13 @@ def run_rft(
     before: Evaluation | None = None,
     judged_by: RFTConfig | None = None,
     title: str = "rft",
+    ranks: Ranks = ALONE,
 ) -> RunResult:
     """Fine-tune `policy` in place; continue from the newest checkpoint in `run` when there is one.
 
     Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt; a second one stops
-    at once.
+    at once. Of several processes the first one writes and speaks; Ctrl-C or SIGTERM at any of them
+    stops all after the same step.
 
     Args:
         engine: the world model.
@@ -76,6 +81,7 @@ def run_rft(
         before: evaluation of this very policy on these windows, when the caller has one.
         judged_by: whose reward, sampling and evaluation settings evaluate; default `config`.
         title: name in progress lines.
+        ranks: the processes that divide the scenes of each step; all call this alike.
 
     Raises:
         ConfigError, DataError, CheckpointError: one line each, before work starts.
@@ -86,7 +92,8 @@ def run_rft(
     judged = judged_by or config
     indices = spread_windows(len(validation), judged.evaluation.windows)
     check_episodes(validation.episode[indices])
-    trainer = Trainer(engine, policy, training, config)
+    trainer = Trainer(engine, policy, training, config, ranks)
+    quiet = not ranks.first
 
     def evaluate(progress: Shown) -> Evaluation:
         return evaluate_policy(
@@ -98,38 +105,45 @@ def run_rft(
             reward=judged.reward,
             sampling=judged.sampling,
             progress=progress,
+            ranks=ranks,
         )
 
     def evaluate_between_steps() -> Evaluation:
-        with progress_bar(f"{title}: evaluation") as shown:
+        with progress_bar(f"{title}: evaluation", quiet=quiet) as shown:
             return evaluate(shown)
 
     run.mkdir(parents=True, exist_ok=True)
     resumed = latest_checkpoint(run)
     state = load_checkpoint(resumed) if resumed else None
     origin = run_origin(engine, trainer.module, training, validation)
+    started_from = {**origin, "checkpoint": resumed.name if resumed else "none"}
+    ranks.require_same(started_from | {"configuration": config.model_dump_json()})
     if state is not None and resumed is not None:
         check_origin(state.get("origin", {}), origin, resumed)
         trainer.restore(state, resumed)
-    dump_config(config, run / "config.yaml")
-    sinks = open_sinks(config.sinks, run, config.model_dump(mode="json"))
-    file = MetricsFile(run / "metrics.jsonl", state["metrics_offset"] if state else 0)
+    log = None
+    if ranks.first:
+        dump_config(config, run / "config.yaml")
+        offset = state["metrics_offset"] if state else 0
+        log = RunLog(run, config.model_dump(mode="json"), config.sinks, offset)
     earlier, started = (state["seconds"] if state else 0.0), time.perf_counter()
 
     def write(metrics: Metrics) -> None:
-        file.write(metrics)
-        for sink in sinks:
-            sink.write(metrics["step"], flat_numbers(metrics))
+        if log:
+            log.write(metrics)
 
     def save() -> None:
+        held = trainer.state()  # of all processes: an encoder may be divided among them
+        if not log:
+            return
         seconds = earlier + time.perf_counter() - started
         save_checkpoint(
             run,
             trainer.step,
             {
-                **trainer.state(),
+                **held,
                 "origin": origin,
-                "metrics_offset": file.sync(),
+                "metrics_offset": log.sync(),
                 "before": first.to_state(),
                 "after": after.to_state(),
                 "after_step": after_step,
@@ -141,14 +155,18 @@ def run_rft(
         if state is None:
             first = before or evaluate_between_steps()
             after, after_step = first, 0
-            with phase(f"{title}: noise floor"):
+            with phase(f"{title}: noise floor", quiet=quiet):
                 trainer.noise_floor = trainer.measure_noise_floor()
             write({"step": 0, "noise_floor": trainer.noise_floor, **first.means()})
             save()
         else:
             first, after = Evaluation(**state["before"]), Evaluation(**state["after"])
             after_step = state["after_step"]
-        with StepProgress(title, config.steps, trainer.step) as progress, stop_request() as stop:
+        console = Console(file=sys.stderr, quiet=quiet)
+        with (
+            StepProgress(title, config.steps, trainer.step, console) as progress,
+            stop_request(patient=ranks.count > 1) as stop,
+        ):
             while trainer.step < config.steps:
                 metrics = trainer.run_step()
                 last = trainer.step == config.steps
@@ -157,9 +175,11 @@ def run_rft(
                     metrics |= after.means()
                 write(metrics)
                 progress.step(trainer.step, _note(metrics))
-                if last or stop.is_set() or trainer.step % config.checkpoint_interval == 0:
+                stopping = any(ranks.gather(stop.is_set()))
+                if last or stopping or trainer.step % config.checkpoint_interval == 0:
                     save()
-                if stop.is_set():
+                if stopping:
+                    ranks.gather(None)  # nobody leaves before the checkpoint is written
                     raise KeyboardInterrupt
         if after_step != trainer.step:
             after = (
@@ -167,10 +187,12 @@ def run_rft(
             )  # the run was shortened to a step that had no evaluation
         seconds = earlier + time.perf_counter() - started
     finally:
-        file.close()
-        for sink in sinks:
-            sink.close()
-    policy.save_pretrained(run / "policy")
+        if log:
+            log.close()
+    if ranks.first:
+        policy.save_pretrained(run / "policy")
+    else:
+        trainer.module.state_dict()  # an encoder that is divided among all is gathered by all
     summary = {
         "kind": "rft",
         "steps": config.steps,
@@ -183,7 +205,8 @@ def run_rft(
         **before_after([first], [after]),
         "seconds": seconds,
     }
-    write_json(run / "summary.json", summary)
+    if ranks.first:
+        write_json(run / "summary.json", summary)
     return RunResult(first, after, seconds, summary)
 
 

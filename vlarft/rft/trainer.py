@@ -29,7 +29,6 @@ One step: P windows -> N action chunks each -> imagine and compare with the expe
 rewards [P, N] -> advantages within each scene -> clipped policy gradient + anchor -> AdamW.
 """
 
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,15 +43,16 @@ from vlarft.data.windows import WindowBatch, Windows
 from vlarft.engine import RolloutEngine, Scenes
 from vlarft.errors import CheckpointError, ConfigError, VlarftError
 from vlarft.metrics import Metrics
-from vlarft.models.policy import Observation, Proposal
-from vlarft.rft.advantages import Advantages, group_advantages, group_spread, permute_within_groups
+from vlarft.models.policy import Observation, Proposal, Share
+from vlarft.rft.advantages import group_advantages, group_spread, permute_within_groups
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import noise_seeds
 from vlarft.rft.gate import Gate, apply_gate
 from vlarft.rft.judge import SceneCache, judge
-from vlarft.rft.metrics import StageTimer
+from vlarft.rft.metrics import StageTimer, combine_updates, mean_update
 from vlarft.rft.objective import policy_terms
-from vlarft.rft.policy import TrainablePolicy
+from vlarft.rft.parallel import ALONE, Ranks, own_rows
+from vlarft.rft.policy import TrainablePolicy, as_module, require_share, sample_options
 from vlarft.rft.randomness import generator_for, step_windows
 from vlarft.rft.rewards import action_scale
 
@@ -68,22 +68,31 @@ class Trainer:
         policy: an `nn.Module` that fulfils the `Policy` protocol; changed in place.
         windows: training windows.
         config: the run.
+        ranks: the processes that divide the scenes of a step.
 
     Raises:
-        ConfigError: a trained weight is not float32, the policy has nothing to train, or it cannot
-            share the start of a group.
+        ConfigError: a trained weight is not float32, the policy has nothing to train, it cannot
+            share the start of a group or the scenes of a step, or these cannot be divided.
     """
 
     def __init__(
-        self, engine: RolloutEngine, policy: TrainablePolicy, windows: Windows, config: RFTConfig
+        self,
+        engine: RolloutEngine,
+        policy: TrainablePolicy,
+        windows: Windows,
+        config: RFTConfig,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.engine, self.policy, self.windows, self.config = engine, policy, windows, config
+        self.ranks, self.own = ranks, ranks.share(config.scenes)
         if config.reward.frames is not None and config.reward.frames[-1] > windows.frames:
             raise ConfigError(
                 f"reward.frames names frame {config.reward.frames[-1]}; "
                 f"windows have {windows.frames}: use 1..{windows.frames}"
             )
-        self.sample_options = _sample_options(policy, config)
+        self.sample_options = sample_options(policy, config)
+        if ranks.count > 1:
+            require_share(policy)
         self.module = as_module(policy)
         self.module.eval()  # no dropout: old and new log-probabilities must agree
         self.step = 0
@@ -119,7 +128,7 @@ class Trainer:
             torch.cat([torch.from_numpy(episode.actions) for episode in windows.episodes])
         )
         self.cache = SceneCache(engine)
-        self.gate = None if config.gate.entropy is None else Gate(engine, config.gate)
+        self.gate = None if config.gate.entropy is None else Gate(engine)
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -134,7 +143,11 @@ class Trainer:
         with timer("sample"), torch.no_grad():
             generator = self._generator("policy noise")
             proposal = self.policy.sample(
-                observation, config.rollouts, generator, **self.sample_options
+                observation,
+                config.rollouts,
+                generator,
+                **self.sample_options,
+                **self._share(torch.arange(config.scenes)),
             )
         with timer("rollout"), torch.no_grad():
             outcome = judge(
@@ -146,20 +159,30 @@ class Trainer:
                 seeds=self._noise_seeds("world noise"),
                 scale=self.scale,
             )
-        rewards = -outcome.distance
+        rewards = -torch.cat(self.ranks.gather(outcome.distance))  # of all processes, [P, N]
         advantages = group_advantages(rewards, config.advantage, self.noise_floor)
-        skipped, gated = int((~advantages.kept).sum()), dict[str, float]()
+        skipped, gated = int((~advantages.kept).sum()), Metrics()
         if self.gate is not None:
             with timer("gate"):
-                weights, gated = self.gate(chosen, batch)
-            advantages = apply_gate(advantages, weights)
+                entropy = torch.cat(self.ranks.gather(self.gate(chosen, batch)))
+            advantages, gated = apply_gate(advantages, entropy, config.gate)
         values = advantages.values
         if config.control == "permuted":
             values = permute_within_groups(
                 values, generator_for(config.seed, self.step, "permutation")
             )
         with timer("update"):
-            updates = self._update(batch, observation, proposal, values.to(self.device), advantages)
+            own = values[self.own].to(self.device)
+            updates = self._update(batch, observation, proposal, own, advantages.kept)
+        errors = proposal.actions - batch.actions[:, None].to(self.device)
+        means = {
+            "distance": float(outcome.distance.mean()),
+            "l1": outcome.l1,
+            "perceptual": outcome.perceptual,
+            "frames_deduplicated": outcome.deduplicated,
+            "action_spread": float(proposal.actions.std(1).mean()),
+            "action_l1": float(errors.abs().mean()),
+        }
         metrics = {
             "step": self.step + 1,
             "reward_mean": float(rewards.mean()),
@@ -167,14 +190,7 @@ class Trainer:
             "group_spread": float(advantages.spread.mean()),
             "skipped_groups": skipped,
             **gated,
-            "distance": float(outcome.distance.mean()),
-            "l1": outcome.l1,
-            "perceptual": outcome.perceptual,
-            "frames_deduplicated": outcome.deduplicated,
-            "action_spread": float(proposal.actions.std(1).mean()),
-            "action_l1": float(
-                (proposal.actions - batch.actions[:, None].to(self.device)).abs().mean()
-            ),
+            **self.ranks.mean(means),
             **updates,
             "seconds": {**timer.seconds, "total": timer.total},
             "trajectories_per_second": rewards.numel() / timer.total,
@@ -188,31 +204,39 @@ class Trainer:
         observation: Observation,
         proposal: Proposal,
         values: Tensor,
-        advantages: Advantages,
+        kept: Tensor,
     ) -> Metrics:
-        """All optimiser updates of one batch of rollouts; returns means over updates."""
+        """All optimiser updates of one batch of rollouts; returns means over updates.
+
+        `values`, advantages float32 [P / processes, N], are of this process's scenes like all
+        before them; `kept`, bool [P], says which of all scenes have a signal.
+        """
         objective = self.config.objective
         order = torch.randperm(
-            len(values), generator=generator_for(self.config.seed, self.step, "minibatches")
+            len(kept), generator=generator_for(self.config.seed, self.step, "minibatches")
         )
         parts = order.tensor_split(objective.minibatches)
-        kept = [part[advantages.kept[part]] for part in parts]
+        signals = [part[kept[part]] for part in parts]
+        mine = [own_rows(scenes, self.own) for scenes in signals]
         old: list[Tensor | None] = [None] * len(parts)
         reference: list[Tensor | None] = [None] * len(parts)
         if objective.epochs * objective.minibatches > 1:
-            old = [self._frozen_log_prob(observation, proposal, rows) for rows in kept]
+            old = [self._frozen_log_prob(observation, proposal, rows) for rows in mine]
         if self.reference is not None:
             with _swapped(self.parameters, self.reference):
-                reference = [self._frozen_log_prob(observation, proposal, rows) for rows in kept]
+                reference = [self._frozen_log_prob(observation, proposal, rows) for rows in mine]
 
         for group in self.optimiser.param_groups:
             group["lr"] = self.rates[group["name"]] * self._warmup()
         records: list[dict[str, float]] = []
         for number in range(objective.epochs * len(parts)):
             part = number % len(parts)
-            rows, record = kept[part], dict[str, float]()
+            if not len(signals[part]) and not objective.anchor:
+                continue  # every group of this minibatch is degenerate
+            rows, record = mine[part], dict[str, float]()
             loss = torch.zeros((), device=self.device)
             if len(rows):
+                weight = len(rows) / len(signals[part])  # losses are means over all processes
                 new = self.policy.log_prob(observation.select(rows), proposal.select(rows))
                 before = old[part]
                 terms = policy_terms(
@@ -223,35 +247,38 @@ class Trainer:
                     objective,
                     reference[part],
                 )
-                loss = loss + terms.loss
+                loss = loss + weight * terms.loss
+                sigma = (new.entropy.detach() - HALF_LOG_TWO_PI_E).exp()
                 record |= {
-                    "policy_loss": float(terms.loss.detach()),
-                    "ratio_mean": float(terms.ratio.mean()),
+                    "policy_loss": weight * float(terms.loss.detach()),
+                    "ratio_mean": weight * float(terms.ratio.mean()),
                     "ratio_min": float(terms.ratio.min()),
                     "ratio_max": float(terms.ratio.max()),
-                    "clip_fraction": float(terms.clip_fraction),
-                    "kl_old": float(terms.kl_old),
-                    "kl_reference": float(terms.kl_reference),
-                    "entropy": float(terms.entropy),
-                    "sigma_mean": float((new.entropy.detach() - HALF_LOG_TWO_PI_E).exp().mean()),
+                    "clip_fraction": weight * float(terms.clip_fraction),
+                    "kl_old": weight * float(terms.kl_old),
+                    "kl_reference": weight * float(terms.kl_reference),
+                    "entropy": weight * float(terms.entropy),
+                    "sigma_mean": weight * float(sigma.mean()),
                 }
                 if not records:  # sampling and re-computation must describe the same density
                     drawn = proposal.select(rows).log_prob
                     record["log_prob_gap"] = float((new.log_prob.detach() - drawn).abs().max())
-            if objective.anchor:
-                cloned = parts[part]
+            cloned = own_rows(parts[part], self.own)
+            if objective.anchor and len(cloned):
                 anchor = self.policy.flow_loss(
                     observation.select(cloned),
                     batch.actions[cloned].to(self.device),
                     self._generator("anchor noise", number),
                     getattr(proposal.trace.select(cloned), "context", None),
+                    **self._share(parts[part]),
                 )
-                loss = loss + objective.anchor * anchor
-                record["anchor_loss"] = float(anchor.detach())
-            if not loss.requires_grad:
-                continue  # every group of this minibatch is degenerate and there is no anchor
+                weight = len(cloned) / len(parts[part])
+                loss = loss + weight * objective.anchor * anchor
+                record["anchor_loss"] = weight * float(anchor.detach())
             self.optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            if loss.requires_grad:  # not where this process has no scene of the minibatch
+                torch.autograd.backward(loss)
+            self.ranks.sum_gradients(self.parameters)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.gradient_clip)
             if not torch.isfinite(norm):
                 raise VlarftError(
@@ -261,7 +288,8 @@ class Trainer:
             self.optimiser.step()
             records.append({**record, "gradient_norm": float(norm)})
         self.optimiser.zero_grad(set_to_none=True)
-        return {**_summarise(records), "updates": len(records), "lr": self._rates_now()}
+        records = combine_updates(self.ranks.gather(records))
+        return {**mean_update(records), "updates": len(records), "lr": self._rates_now()}
 
     @torch.no_grad()
     def _frozen_log_prob(
@@ -290,18 +318,27 @@ class Trainer:
                 seeds=self._noise_seeds("noise floor"),
                 scale=self.scale,
             )
-        return float(group_spread(outcome.distance).mean())
+        return float(group_spread(torch.cat(self.ranks.gather(outcome.distance))).mean())
 
     def _batch(self, step: int) -> tuple[list[int], WindowBatch]:
-        chosen = step_windows(len(self.windows), self.config.scenes, self.config.seed, step)
+        """This process's windows of a step."""
+        scenes = step_windows(len(self.windows), self.config.scenes, self.config.seed, step)
+        chosen = scenes[self.own]
         return chosen.tolist(), self.windows.batch(chosen)
 
     def _scenes(self, chosen: list[int], batch: WindowBatch) -> Scenes | None:
         return (
             None
             if self.config.reward.kind == "actions"
-            else self.cache.scenes(chosen, batch.frames[:, 0])
+            else self.cache.scenes(chosen, batch.frames[:, 0], first=self.own.start)
         )
+
+    def _share(self, scenes: Tensor) -> dict[str, Any]:
+        """What a policy is told when it gets this process's part of `scenes`; alone, nothing."""
+        if self.ranks.count == 1:
+            return {}
+        rows = ((scenes >= self.own.start) & (scenes < self.own.stop)).nonzero().flatten()
+        return {"share": Share(rows, len(scenes))}
 
     def _noise_seeds(self, purpose: str) -> list[int]:
         return noise_seeds(self.config.sampling, self.config.seed, self.step, purpose)
@@ -355,37 +392,6 @@ class Trainer:
         if self.reference is not None:
             self.reference = [weight.to(self.device) for weight in self.reference]
         self.noise_floor, self.step = state["noise_floor"], state["step"]
-
-
-def as_module(policy: TrainablePolicy) -> nn.Module:
-    """The policy as the `nn.Module` that training needs."""
-    if not isinstance(policy, nn.Module):
-        raise ConfigError(f"policy is {type(policy).__name__}; training needs a torch nn.Module")
-    return policy
-
-
-def _sample_options(policy: TrainablePolicy, config: RFTConfig) -> dict[str, bool]:
-    """What `policy.sample` is given beside its three arguments; only what is asked for."""
-    if config.start == "independent":
-        return {}
-    accepted = inspect.signature(policy.sample).parameters.values()
-    if not any(p.name == "shared_start" or p.kind is p.VAR_KEYWORD for p in accepted):
-        raise ConfigError(
-            f"start = shared, but {type(policy).__name__}.sample() takes no shared_start; "
-            "use start=independent, or give it that argument"
-        )
-    return {"shared_start": True}
-
-
-def _summarise(records: list[dict[str, float]]) -> Metrics:
-    """Mean over updates of each number; extremes keep their extreme."""
-    names = dict.fromkeys(name for record in records for name in record)
-    reduce = {"ratio_min": min, "ratio_max": max}
-    columns = {name: [r[name] for r in records if name in r] for name in names}
-    return {
-        name: reduce[name](column) if name in reduce else sum(column) / len(column)
-        for name, column in columns.items()
-    }
 
 
 @contextmanager

@@ -1,0 +1,303 @@
+"""`vlarft eval libero|world-model|reward`: heavy imports inside, so that `--help` is quick."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlarft.errors import ConfigError
+from vlarft.options import (
+    Attention,
+    Backend,
+    Data,
+    Device,
+    Dtype,
+    Metric,
+    Noise,
+    PolicyFolder,
+    Seed,
+    Temperature,
+    TopP,
+    World,
+    done,
+    ranges,
+    sampling_of,
+)
+from vlarft.terminal import Jobs, JsonFile, Python, command_line, console_for, say, write_result
+
+app = typer.Typer(no_args_is_help=True, help="Measure: imaginations, and success in LIBERO.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep a group a group, even with one command."""
+
+
+@app.command("libero")
+def eval_libero(
+    policy: PolicyFolder = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(help="A fine-tuned policy to compare it with; repeat for one a seed."),
+    ] = None,
+    data: Data = None,
+    suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    starts: Annotated[
+        str | None,
+        typer.Option(
+            help="moved, swapped or standard: docs/eval.md [default: moved; under --perturb "
+            "standard]."
+        ),
+    ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(help="Such as object-minor,camera: each beside 'none'; docs/eval.md."),
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Starts of each task and seed.")] = 20,
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2: each moves objects anew.")] = "0",
+    shift: Annotated[float, typer.Option(help="Largest move in x and y, m.")] = 0.05,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Longest episode [default: customary for the suite].")
+    ] = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="Initial states 40-49, kept for a last check.")
+    ] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of episodes already played.")] = Path(
+        "runs/libero-episodes"
+    ),
+    films: Annotated[
+        Path | None, typer.Option(help="Folder of an MP4 for each episode played now.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also write summary.json and report.html here.")
+    ] = None,
+    jobs: Jobs = 1,
+    python: Python = None,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Success rates in LIBERO's simulator, beside the policy made blind and a replay.
+
+    --data names the recordings that the policies learned from: their standard starts are left out,
+    and one episode of each task is replayed. Played episodes are kept and not repeated.
+
+    Example: vlarft eval libero --after runs/rft/policy --starts moved --episodes 20 --jobs 2
+    """
+    from vlarft.config import dump_config, load_config
+    from vlarft.demo import DEMOS, POLICY, Stopwatch, existing, finish
+    from vlarft.engine.resolve import resolve_device
+    from vlarft.eval.libero import Evaluation, LiberoConfig
+    from vlarft.models.flow_policy import FlowPolicy
+    from vlarft.progress import phase, progress_bar
+    from vlarft.report.environment import environment, write_environment
+
+    console, clock = console_for(json_file), Stopwatch()
+    asked = {
+        "suite": suite,
+        "tasks": ranges("--tasks", tasks),
+        "starts": starts or ("standard" if perturb else "moved"),
+        "perturb": perturb.split(",") if perturb else [],
+        "episodes": episodes,
+        "seeds": ranges("--seeds", seeds),
+        "shift": shift,
+        "max_steps": max_steps,
+        "final": final,
+    }
+    config, place = load_config(LiberoConfig, asked), resolve_device(device)
+    with clock("loading"), phase("asking LIBERO"):
+        policies = [
+            (folder, FlowPolicy.from_pretrained(existing(folder)).to(place))
+            for folder in [policy or POLICY, *(after or [])]
+        ]
+        evaluation = Evaluation(config, policies, data or [DEMOS], python)
+    with clock("episodes"), progress_bar("playing") as progress:
+        result, outcomes = evaluation.play(cache, jobs=jobs, films=films, progress=progress)
+    console.print(result.table())
+    for line in result.lines():
+        say(console, line)
+    facts = evaluation.facts() | {"machine": environment(), "command": command_line()}
+    summary = result.to_dict() | facts
+    if run:
+        write_environment(run)
+        dump_config(config, run / "config.yaml")
+        rows = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
+        (run / "episodes.jsonl").write_text(rows, encoding="utf-8")
+        summary = finish(run, summary, clock)
+        done(console, [], run / "report.html")
+    write_result(json_file, summary)
+
+
+@app.command("world-model")
+def eval_world_model(
+    world: World = None,
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also write summary.json and report.html here.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    windows: Annotated[
+        int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
+    ] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Windows imagined at once.")] = 16,
+    metric: Metric = "lpips-alex",
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    noise: Noise = None,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """PSNR, SSIM and LPIPS of imaginations, against copying, swapped actions and the ceiling.
+
+    Example: vlarft eval world-model --run runs/quality --windows 128
+    """
+    from vlarft.config import dump_values
+    from vlarft.demo import (
+        DEMOS,
+        WORLD,
+        EngineOptions,
+        Stopwatch,
+        finish,
+        judge_world_model,
+        load_windows,
+    )
+    from vlarft.progress import progress_bar
+    from vlarft.report.environment import write_environment
+
+    console, clock = console_for(json_file), Stopwatch()
+    options = EngineOptions(backend, dtype, attention, device)
+    with clock("loading"):
+        engine = options.load(world or WORLD, metric)
+        sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
+        chosen = load_windows(data or [DEMOS], split, engine.world.layout)
+    with clock("evaluation"), progress_bar("imagining") as progress:
+        quality = judge_world_model(
+            engine, chosen, windows, sampling, batch=batch, progress=progress
+        )
+    summary = quality.to_dict() | {"engine": options.used(engine), "command": command_line()}
+    console.print(quality.table())
+    for line in quality.lines():
+        say(console, line)
+    if run:
+        write_environment(run)
+        asked = {
+            "world": str(world or WORLD),
+            "data": [str(path) for path in data or [DEMOS]],
+            "split": split,
+            "windows": windows,
+            "batch": batch,
+            "metric": metric,
+            "engine": asdict(options),
+            "sampling": sampling.model_dump(mode="json"),
+        }
+        dump_values(asked, run / "config.yaml")
+        summary = finish(run, summary, clock)
+        done(console, [], run / "report.html")
+    write_result(json_file, summary)
+
+
+@app.command("reward")
+def eval_reward(
+    world: World = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    windows: Annotated[
+        int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
+    ] = 48,
+    rollouts: Annotated[int, typer.Option(min=4, help="Perturbed actions of a window.")] = 8,
+    seeds: Annotated[int, typer.Option(min=2, help="Noise seeds of each.")] = 4,
+    horizon: Annotated[
+        bool,
+        typer.Option(help="Also imagine four chunks in a row, where episodes are long enough."),
+    ] = True,
+    simulator: Annotated[
+        bool, typer.Option("--simulator", help="Also execute the same actions in LIBERO.")
+    ] = False,
+    states: Annotated[
+        Path | None,
+        typer.Option(help="Recorded states to execute from [default: those in the data]."),
+    ] = None,
+    python: Python = None,
+    jobs: Jobs = 1,
+    failures: Annotated[
+        list[Path] | None,
+        typer.Option(help="Drawn recordings of failed episodes, to tell from the data's."),
+    ] = None,
+    metric: Metric = "lpips-alex",
+    seed: Seed = 0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    attention: Attention = "sdpa",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Does the reward mean anything? Conventions, noise, order, horizon, simulator; a verdict.
+
+    Example: vlarft eval reward --world my/world --data my/demonstrations --simulator
+    """
+    from vlarft.data.libero import read_episodes
+    from vlarft.data.windows import Windows
+    from vlarft.demo import DEMOS, WORLD, EngineOptions, load_windows
+    from vlarft.errors import DataError
+    from vlarft.eval.horizon import CHUNKS, measure_horizon
+    from vlarft.eval.outcomes import measure_outcomes
+    from vlarft.eval.reward import evaluate_reward
+    from vlarft.eval.simulated import Simulations
+    from vlarft.eval.uncertainty import measure_uncertainty
+    from vlarft.progress import progress_bar
+    from vlarft.rft.evaluation import spread_windows
+
+    if not simulator and (states or python):
+        raise ConfigError("--states and --python are about the simulator; add --simulator")
+    console = console_for(json_file)
+    options = EngineOptions(backend, dtype, attention, device)
+    engine = options.load(world or WORLD, metric)
+    sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
+    chosen = load_windows(data or [DEMOS], split, engine.world.layout)
+    picked = spread_windows(len(chosen), windows)
+    failed = read_episodes(failures) if failures else None
+    simulations = None
+    if simulator:
+        simulations = Simulations(chosen, picked, states=states, python=python, jobs=jobs)
+    ends = far = None
+    if failed:
+        with progress_bar("comparing ends") as progress:
+            ends = measure_outcomes(engine, chosen.episodes, failed, sampling, progress=progress)
+    if horizon:
+        try:
+            long = Windows(chosen.episodes, CHUNKS * chosen.frames)
+        except DataError as error:
+            say(console, f"horizon left out: {error}")
+        else:
+            with progress_bar("imagining chunk after chunk") as progress:
+                numbers = spread_windows(len(long), windows)
+                far = measure_horizon(engine, long, numbers, sampling, progress=progress)
+    with progress_bar("asking what is not known") as progress:
+        doubt = measure_uncertainty(engine, chosen, picked, sampling, progress=progress)
+    with progress_bar("judging groups") as progress:
+        report = evaluate_reward(
+            engine,
+            chosen,
+            picked,
+            sampling,
+            rollouts=rollouts,
+            seeds=seeds,
+            horizon=far,
+            uncertainty=doubt,
+            outcomes=ends,
+            simulations=simulations,
+            progress=progress,
+        )
+    console.print(report.table())
+    for line in report.lines():
+        say(console, line)
+    summary = report.to_dict() | {"engine": options.used(engine), "command": command_line()}
+    write_result(json_file, summary)

@@ -13,9 +13,9 @@ def closed_loop_report(run: Path, summary: dict[str, Any]) -> ReportData:
     blocks = {"none": summary} | summary.get("perturbations", {})
     for name, block in blocks.items():
         if paired and block["interval"]:
-            low, high = block["interval"]
+            low, high = (100 * bound for bound in block["interval"])
             label = "after minus before" if name == "none" else name
-            intervals.append(Interval(label, block["difference"], low, high, "%"))
+            intervals.append(Interval(label, 100 * block["difference"], low, high, "points"))
     verdict, tone = _verdict(summary) if paired else (_single_verdict(arms), "neutral")
     return ReportData(
         title="Success in LIBERO's simulator",

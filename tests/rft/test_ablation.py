@@ -66,6 +66,7 @@ def test_one_table_from_runs_that_resume(config, tmp_path, capsys):
     assert text.endswith("below\n")
     assert "old" not in text
     assert "| sigma | wide: `policy.sigma_max=0.4` |" in text
+    assert " points (" in text
 
 
 def test_all_are_judged_by_the_base(config, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def _table(rows: list[dict[str, Any]]) -> TableData:
                 row["group"],
                 row["name"],
                 _words(row["distance"]),
-                _words(row["to_base"]) if row["to_base"] else "the base",
+                _words(row["to_base"], " points") if row["to_base"] else "the base",
                 _words(row["action_l1"]),
                 f"{row['seconds'] / 60:.1f}",
             ]
@@ -71,10 +71,10 @@ def _excludes_zero(change: dict[str, Any]) -> bool:
     return bool(low > 0 or high < 0)
 
 
-def _words(change: dict[str, Any]) -> str:
-    low, high = (_percent(bound) for bound in change["interval"])
-    return f"{_percent(change['relative'])} ({low} to {high})"
+def _words(change: dict[str, Any], unit: str = "%") -> str:
+    low, high = (_percent(bound, "") for bound in change["interval"])
+    return f"{_percent(change['relative'], unit)} ({low} to {high})"
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:+.1f}%".replace("-", "\N{MINUS SIGN}")
+def _percent(value: float, unit: str = "%") -> str:
+    return f"{100 * value:+.1f}{unit}".replace("-", "\N{MINUS SIGN}")

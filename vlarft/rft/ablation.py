@@ -153,7 +153,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         name = f"{row.name}: `{' '.join(row.settings)}`" if row.settings else f"{row.name} (base)"
-        to_base = "" if row.to_base is None else _words(row.to_base)
+        to_base = "" if row.to_base is None else _words(row.to_base, " points")
         cells = (row.group, name, _words(row.distance), to_base, _words(row.action_l1))
         lines.append(f"| {' | '.join(cells)} | {row.seconds / 60:.1f} |")
     return "\n".join(lines)
@@ -179,9 +179,9 @@ def to_dict(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def _words(change: Change) -> str:
+def _words(change: Change, unit: str = "%") -> str:
     low, high = change.interval
-    return f"{100 * change.relative:+.1f}% ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * change.relative:+.1f}{unit} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _plan(config: AblationConfig, settings: Sequence[str]) -> tuple[RFTConfig, tuple[str, ...]]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlarft.engine.attention_weights import CrossAttentionWeights, SelfAttentionWeights
 from vlarft.engine.first_layer import FirstLayer
 from vlarft.kernels.decode.codes import codes
 from vlarft.kernels.decode.group_norm import group_norm
@@ -116,18 +117,14 @@ class _Upsample:
         return out
 
 
-class _SelfAttention:
+class _SelfAttention(SelfAttentionWeights):
     """One head over all pixels, residual."""
 
     def __init__(self, block: models.SelfAttention, dtype: torch.dtype) -> None:
+        super().__init__(block, dtype)
         self.norm = _Norm(block.group_norm)
-        layers = (block.to_q, block.to_k, block.to_v)
-        self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
-        self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
         out: Any = block.to_out[0]
-        self.out_weight = out.weight.detach().to(dtype, copy=True)
         self.out_bias = _float(out.bias)
-        self.nbytes: int = self.weight.nbytes + self.out_weight.nbytes
 
     def __call__(self, x: Tensor, known: Moments) -> Activation:
         tokens = self.norm(x, known, silu=False).flatten(1, 2)
@@ -137,19 +134,12 @@ class _SelfAttention:
         return y, _moments(y, x, self.out_bias)
 
 
-class _CrossAttention:
+class _CrossAttention(CrossAttentionWeights):
     """Pixels attend to those of their scene's context frame."""
 
     def __init__(self, block: models.CrossAttentionBlock, dtype: torch.dtype) -> None:
+        super().__init__(block, dtype)
         self.norm = _Norm(block.q_norm)
-        width = block.att.out_proj.in_features
-        weight, bias = block.att.in_proj_weight[:width], block.att.in_proj_bias[:width]
-        self.weight = weight.detach().to(dtype, copy=True)
-        # Position enters the query through the same matrix: one summand a pixel.
-        self.bias = F.linear(block.q_pos_emb, weight, bias).detach().to(dtype)
-        self.out_weight = block.att.out_proj.weight.detach().to(dtype, copy=True)
-        self.out_bias = block.att.out_proj.bias.detach().to(dtype, copy=True)
-        self.nbytes: int = self.weight.nbytes + self.bias.nbytes + self.out_weight.nbytes
 
     def __call__(self, x: Tensor, known: Moments, kv: models.KeyValue) -> Activation:
         tokens = self.norm(x, known, silu=False).flatten(1, 2)

@@ -5,13 +5,14 @@ the latent's size only, is torch's.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlarft import _native
+from vlarft.engine.attention_weights import CrossAttentionWeights, SelfAttentionWeights
 from vlarft.engine.team import Team
 from vlarft.models import autoencoder as models
 
@@ -209,18 +210,12 @@ class Downsample:
         canvas.move(buffer, out.copy_(y))
 
 
-class SelfAttention:
+class SelfAttention(SelfAttentionWeights):
     """One head over all pixels, residual."""
 
     def __init__(self, block: models.SelfAttention, dtype: torch.dtype) -> None:
+        super().__init__(block, dtype)
         self.norm = Norm(block.group_norm)
-        layers = (block.to_q, block.to_k, block.to_v)
-        self.weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
-        self.bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
-        out: Any = block.to_out[0]
-        self.out_weight = out.weight.detach().to(dtype, copy=True)
-        self.out_bias = out.bias.detach().to(dtype, copy=True)
-        self.nbytes: int = self.weight.nbytes + self.out_weight.nbytes
 
     def __call__(self, canvas: Canvas) -> None:
         """Replace the current activation."""
@@ -231,18 +226,12 @@ class SelfAttention:
         x.add_(F.linear(attended, self.out_weight, self.out_bias))
 
 
-class CrossAttention:
+class CrossAttention(CrossAttentionWeights):
     """Pixels attend to those of their scene's context frame."""
 
     def __init__(self, block: models.CrossAttentionBlock, dtype: torch.dtype) -> None:
+        super().__init__(block, dtype)
         self.norm = Norm(block.q_norm)
-        width = block.att.out_proj.in_features
-        weight, bias = block.att.in_proj_weight[:width], block.att.in_proj_bias[:width]
-        self.weight = weight.detach().to(dtype, copy=True)
-        # Position enters the query through the same matrix: one summand a pixel.
-        self.bias = F.linear(block.q_pos_emb, weight, bias).detach().to(dtype)
-        self.out_weight = block.att.out_proj.weight.detach().to(dtype, copy=True)
-        self.out_bias = block.att.out_proj.bias.detach().to(dtype, copy=True)
 
     def __call__(self, canvas: Canvas, features: models.KeyValue, scene: list[int]) -> None:
         """Replace the current activation; `scene` names the row of `features` of each image."""

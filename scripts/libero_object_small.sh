@@ -20,6 +20,7 @@ vlarft=(.venv/bin/vlarft)
 simulator=(--jobs "$JOBS")
 if [[ -n ${LIBERO_PYTHON:-} ]]; then simulator+=(--python "$LIBERO_PYTHON"); fi
 seeds=${SEEDS//,/ }
+sharp=(--set policy_training.shift=0) # a shifted picture does not say where an object is (docs/results.md)
 
 say() { printf '== %s\n' "$*"; }
 
@@ -64,7 +65,7 @@ stage_record() {
 stage_pretrain() {
   train tokenizer "$RUNS/tokenizer"
   train world-model "$RUNS/world" --tokenizer "$RUNS/tokenizer/tokenizer"
-  train policy "$RUNS/policy"
+  train policy "$RUNS/policy" "${sharp[@]}"
 }
 
 stage_reward() {
@@ -97,7 +98,7 @@ arms = 2 * len(rft["seeds"])
 print(max(1, round(rft["seconds"] / arms / (policy["seconds"] / policy["steps"]))))
 PY
   )
-  train policy "$RUNS/cloning" --start "$policy" --set "policy_training.steps=$steps"
+  train policy "$RUNS/cloning" --start "$policy" "${sharp[@]}" --set "policy_training.steps=$steps"
 }
 
 stage_success() {

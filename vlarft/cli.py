@@ -36,7 +36,6 @@ from vlarft.options import (
     done,
     ranges,
     sampling_of,
-    whole_numbers,
 )
 from vlarft.terminal import (
     Jobs,
@@ -187,7 +186,7 @@ def rft(
 
     console, clock = console_for(json_file), Stopwatch()
     wanted = load_config(RFTConfig, config, settings or [])
-    numbers = whole_numbers(seeds)
+    numbers = ranges("--seeds", seeds)
     start = policy or POLICY
     with join_ranks(device) as (ranks, place):
         ranks.share(wanted.scenes)  # refused before anything is loaded

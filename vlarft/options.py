@@ -63,14 +63,6 @@ def ranges(option: str, text: str | None) -> list[int]:
     return numbers
 
 
-def whole_numbers(text: str | None) -> list[int]:
-    """Seeds of a text such as 0,1,2; none of None."""
-    try:
-        return [int(part) for part in text.split(",")] if text else []
-    except ValueError as error:
-        raise ConfigError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
-
-
 def sampling_of(engine: Any, **wanted: Any) -> Any:
     """What was asked for, and the world model's defaults for the rest."""
     from vlarft.engine import Sampling

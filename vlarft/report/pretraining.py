@@ -72,6 +72,32 @@ HEADLINES: dict[str, tuple[Figure, ...]] = {
         ),
         Figure("gripper_errors", "Wrong gripper", "{:.1%}", "Share of wrong gripper signs."),
     ),
+    "success classifier": (
+        Figure(
+            "imagined_auc",
+            "Imagined frames",
+            "{:.3f} AUC",
+            "Share of pairs of a solved and another frame that are ordered rightly.",
+        ),
+        Figure(
+            "imagined_auc_near",
+            "Just before success",
+            "{:.3f} AUC",
+            "The same, against frames of the last seconds before success only.",
+        ),
+        Figure(
+            "imagined_recall",
+            "Solved frames found",
+            "{:.0%}",
+            "Of imagined ones, in episodes that did not set the threshold.",
+        ),
+        Figure(
+            "imagined_accepted",
+            "False alarms",
+            "{:.1%}",
+            "Share of the other imagined frames of these episodes that count as solved.",
+        ),
+    ),
 }
 
 

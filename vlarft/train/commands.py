@@ -1,4 +1,4 @@
-"""`vlarft train tokenizer|world-model|policy`."""
+"""`vlarft train tokenizer|world-model|policy|success`."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,14 @@ from vlarft.models.small_encoder import SmallEncoderConfig
 from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.vlm import VLMConfig, VLMEncoder
 from vlarft.models.world_model import WorldModel
+from vlarft.options import World
 from vlarft.progress import progress_bar
 from vlarft.report.build import write_report
 from vlarft.report.environment import write_environment
 from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
 from vlarft.train.loop import LoopConfig, Origin, Trained, resumed_state, train
 from vlarft.train.policy import PolicyTraining
+from vlarft.train.success import SuccessTraining
 from vlarft.train.tokenizer import TokenizerTraining
 from vlarft.train.world_model import (
     TokenizedWindows,
@@ -39,18 +41,20 @@ from vlarft.train.world_model import (
 WATCHED_WINDOWS = 32  # at most, imagined at each validation of the world model
 
 app = typer.Typer(
-    no_args_is_help=True, help="Pre-train the tokenizer, the world model or the policy."
+    no_args_is_help=True,
+    help="Train the tokenizer, the world model, the policy or a success classifier.",
 )
 
 
 class Pretraining(Config):
-    """A preset file: model sizes and the three pre-training stages."""
+    """A preset file: model sizes and the stages of pre-training."""
 
     model: WorldConfig = WorldConfig()
     policy: str | FlowPolicyConfig = "small"  # a named size, or a whole configuration
     tokenizer_training: TokenizerTraining = TokenizerTraining()
     world_model_training: WorldModelTraining = WorldModelTraining()
     policy_training: PolicyTraining = PolicyTraining()
+    success_training: SuccessTraining = SuccessTraining()
     drop_noops: bool = False  # leave out actions that do nothing (docs/data.md)
 
     def policy_config(self) -> FlowPolicyConfig:
@@ -132,6 +136,34 @@ def policy_command(
     _done(run, json_file)
 
 
+@app.command("success")
+def success_command(
+    data: Data,
+    run: Run,
+    failures: Annotated[
+        list[Path] | None, typer.Option(help="Drawn recordings of failed episodes.")
+    ] = None,
+    world: World = None,
+    config: ConfigName = "small",
+    settings: Settings = None,
+    resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Train a classifier that tells solved frames from others, a reward of fine-tuning.
+
+    Example: vlarft train success --data rendered/libero_object --failures rendered/failures
+    --run runs/success
+    """
+    from vlarft.demo import WORLD, existing
+    from vlarft.train.success_stage import train_success
+
+    folder = existing(world or WORLD)
+    recipe = _pretraining(config, settings)
+    train_success(recipe, data, failures or [], run, folder, resume, device)
+    _done(run, json_file)
+
+
 def train_tokenizer(
     config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
 ) -> Path:
@@ -144,19 +176,19 @@ def train_tokenizer(
     from vlarft.train.tokenizer import TokenizerTask
 
     place = resolve_device(device)
-    training, validation = _windows(data, config)
+    training, validation = read_windows(data, config)
     resolution = config.model.tokenizer.resolution
-    _check_resolution((training, validation), resolution, "the configured tokenizer")
+    check_resolution((training, validation), resolution, "the configured tokenizer")
     settings = config.tokenizer_training
     model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
-    origin = _origin({"model": model}, "tokenizer_training", settings, training, validation)
-    _open(run, resume, origin, config)
+    origin = origin_of({"model": model}, "tokenizer_training", settings, training, validation)
+    open_run(run, resume, origin, config)
     tokenizer = build_tokenizer(config.model.tokenizer, settings.seed).to(place)
     task = TokenizerTask(tokenizer, settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="tokenizer")
     tokenizer.load_state_dict(result.weights)
     tokenizer.save_pretrained(run / "tokenizer")
-    _finish(run, "tokenizer", settings, result, origin)
+    finish_run(run, "tokenizer", settings, result, origin)
     return run / "tokenizer"
 
 
@@ -178,16 +210,16 @@ def train_world_model(
     from vlarft.models.layout import Layout
 
     place = resolve_device(device)
-    training, validation = _windows(data, config)
+    training, validation = read_windows(data, config)
     settings = config.world_model_training
     tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(place)
     resolution = tokenizer.config.resolution
-    _check_resolution((training, validation), resolution, f"the tokenizer {tokenizer_folder}")
+    check_resolution((training, validation), resolution, f"the tokenizer {tokenizer_folder}")
     watched = watched_windows(validation)
     model = config.model.model_dump(mode="json", exclude={"tokenizer"})  # it comes from its folder
-    origin = _origin({"model": model}, "world_model_training", settings, training, validation)
+    origin = origin_of({"model": model}, "world_model_training", settings, training, validation)
     origin.data["tokenizer"] = weights_fingerprint(tokenizer)
-    _open(run, resume, origin, config)
+    open_run(run, resume, origin, config)
     statistics = compute_statistics(training.episodes)
     layout = Layout(
         frames=config.model.frames,
@@ -222,7 +254,7 @@ def train_world_model(
     )
     world.transformer.load_state_dict(result.weights)
     world.save_pretrained(run / "world")
-    _finish(run, "world model", settings, result, origin)
+    finish_run(run, "world model", settings, result, origin)
     return run / "world"
 
 
@@ -268,7 +300,7 @@ def _of_the_model(figure: str) -> bool:
     return "_over_" in figure or not figure.endswith(("_swapped", "_copy", "_tokenizer"))
 
 
-def _check_resolution(parts: tuple[Windows, Windows], resolution: int, where: str) -> None:
+def check_resolution(parts: tuple[Windows, Windows], resolution: int, where: str) -> None:
     """Refuse frames of another size than a tokenizer's.
 
     Args:
@@ -320,11 +352,11 @@ def train_policy(
     place = resolve_device(device)
     settings, sizes = config.policy_training, config.policy_config()
     encoder = None if start else _pretrained_vlm(sizes, vlm)
-    training, validation = _windows(data, config)
+    training, validation = read_windows(data, config)
     if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
-        _check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
+        check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
     model = {"policy": sizes.model_dump(mode="json"), "model": {"frames": config.model.frames}}
-    origin = _origin(model, "policy_training", settings, training, validation)
+    origin = origin_of(model, "policy_training", settings, training, validation)
     if encoder is not None:
         origin.data["vlm"] = weights_fingerprint(encoder)
     if start is None:
@@ -333,12 +365,12 @@ def train_policy(
     else:
         policy = _started(start, sizes).to(place)
         origin.data["start"] = weights_fingerprint(policy)
-    _open(run, resume, origin, config)
+    open_run(run, resume, origin, config)
     task = PolicyTask(policy, settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="policy")
     policy.load_state_dict(result.weights)
     policy.save_pretrained(run / "policy")
-    _finish(run, "policy", settings, result, origin)
+    finish_run(run, "policy", settings, result, origin)
     return run / "policy"
 
 
@@ -373,7 +405,12 @@ def _pretraining(name: str, settings: list[str] | None) -> Pretraining:
     return load_config(Pretraining, name, settings or [])
 
 
-def _windows(data: list[Path], config: Pretraining) -> tuple[Windows, Windows]:
+def read_windows(data: list[Path], config: Pretraining) -> tuple[Windows, Windows]:
+    """Windows of both splits, train and val.
+
+    Raises:
+        DataError: data are missing or damaged, or a split has no episode.
+    """
     from vlarft.data.libero import read_episodes
 
     splits = []
@@ -386,7 +423,7 @@ def _windows(data: list[Path], config: Pretraining) -> tuple[Windows, Windows]:
     return splits[0], splits[1]
 
 
-def _origin(
+def origin_of(
     model: dict[str, Any],
     section: str,
     settings: LoopConfig,
@@ -401,7 +438,7 @@ def _origin(
     )
 
 
-def _open(run: Path, resume: bool, origin: Origin, config: Pretraining) -> None:
+def open_run(run: Path, resume: bool, origin: Origin, config: Pretraining) -> None:
     """Check that the run may go on, then begin to write."""
     resumed_state(run, resume, origin)
     run.mkdir(parents=True, exist_ok=True)
@@ -409,7 +446,9 @@ def _open(run: Path, resume: bool, origin: Origin, config: Pretraining) -> None:
     write_environment(run)
 
 
-def _finish(run: Path, stage: str, settings: LoopConfig, result: Trained, origin: Origin) -> None:
+def finish_run(
+    run: Path, stage: str, settings: LoopConfig, result: Trained, origin: Origin
+) -> None:
     """Write `summary.json` and `report.html`."""
     write_json(
         run / "summary.json",

@@ -19,8 +19,11 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class RewardConfig(Config):
     """What a rollout is worth: `-(l1 * L1 + lpips * LPIPS)`, reduced over its frames."""
 
-    kind: Literal["imagined", "recorded", "actions"] = "imagined"
-    """Compare with the expert's imagination, with the recorded frames, or actions with actions."""
+    kind: Literal["imagined", "recorded", "actions", "success"] = "imagined"
+    """Compare with the expert's imagination, with the recorded frames, or actions with actions;
+    `success`: is the task solved in the last imagined frame, 0 or -1, whatever the expert did."""
+    classifier: str | None = None
+    """Folder of the success classifier, only with `kind: success`; null = the bundled one."""
     l1: NonNegative = 1.0
     """Weight of the mean absolute pixel difference (pixels in [0, 1])."""
     lpips: NonNegative = 1.0
@@ -37,9 +40,13 @@ class RewardConfig(Config):
     Rendering is most of a step's work. Evaluations always take all frames."""
 
     @model_validator(mode="after")
-    def _some_weight(self) -> Self:
+    def _consistent(self) -> Self:
         if self.l1 == 0 and self.lpips == 0:
             raise ValueError("reward.l1 and reward.lpips are both 0: every rollout is worth 0")
+        if self.classifier is not None and self.kind != "success":
+            raise ValueError(
+                f"reward.classifier is for reward.kind = success, not for {self.kind}; leave it out"
+            )
         if self.frames is not None and (
             not self.frames or list(self.frames) != sorted(set(self.frames))
         ):

@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vlarft.data.windows import WindowBatch
-from vlarft.engine import RolloutEngine, Scenes
-from vlarft.rft.config import RFTConfig
+from vlarft.engine import RolloutEngine, Sampling, Scenes
+from vlarft.errors import ConfigError
+from vlarft.models.success import SuccessClassifier
+from vlarft.rft.config import RewardConfig, RFTConfig
 from vlarft.rft.evaluation import make_sampling
 from vlarft.rft.rewards import action_distance, rollout_distance
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints" / "success"
 
 
 class SceneCache:
@@ -48,7 +53,8 @@ class Outcome:
     """Distances of one batch of rollouts.
 
     Attributes:
-        distance: float32 [P, N] on the CPU; the reward is its negative.
+        distance: float32 [P, N] on the CPU; the reward is its negative. With kind "success", the
+            share of a rollout's imaginations that are not solved.
         l1, perceptual: means over everything, or None when nothing was imagined.
         deduplicated: share of frames that equal another one of their scene and were rendered with
             it, or None.
@@ -69,6 +75,7 @@ def judge(
     *,
     seeds: list[int],
     scale: Tensor,
+    classifier: SuccessClassifier | None = None,
 ) -> Outcome:
     """Distances of action chunks to the expert, as `config.reward.kind` means it.
 
@@ -80,12 +87,16 @@ def judge(
         config: reward and sampling.
         seeds: of the world model's noise, one a draw.
         scale: float32 [A] for kind "actions".
+        classifier: for kind "success".
     """
     expert = batch.actions.to(actions.device)
     if config.reward.kind == "actions" or scenes is None:
         distance = action_distance(actions, expert[:, None], scale.to(actions.device))
         return Outcome(distance.cpu(), None, None, None)
     sampling = make_sampling(config.sampling)
+    if classifier is not None:
+        solved = solved_share(engine, scenes, actions, classifier, sampling, seeds)
+        return Outcome(1 - solved, None, None, None)
     chosen = config.reward.frames
     times = None if chosen is None else [number - 1 for number in chosen]
     if config.reward.kind == "imagined":
@@ -99,3 +110,55 @@ def judge(
     distance = rollout_distance(l1, perceptual, config.reward)
     deduplicated = result.stats["frames_deduplicated"] / result.stats["frames"]
     return Outcome(distance, float(l1.mean()), float(perceptual.mean()), deduplicated)
+
+
+def solved_share(
+    engine: RolloutEngine,
+    scenes: Scenes,
+    actions: Tensor,
+    classifier: SuccessClassifier,
+    sampling: Sampling,
+    seeds: Sequence[int],
+) -> Tensor:
+    """Share of a rollout's imaginations whose last frame counts as solved.
+
+    Args:
+        engine: the world model.
+        scenes: P start states.
+        actions: float32 [P, N, T, A], raw units.
+        classifier: judges single frames.
+        sampling: options of the imagination.
+        seeds: of its noise, one an imagination.
+
+    Returns:
+        float32 [P, N] on the CPU, in [0, 1].
+    """
+    found = []
+    for seed in seeds:
+        drawn = sampling.model_copy(update={"seed": seed})
+        tokens = engine.imagine(scenes, actions, drawn).tokens
+        frames = engine.decode(scenes, tokens[:, :, -1:])
+        found.append(classifier.solved(frames.flatten(0, 2)).view(actions.shape[:2]))
+    return torch.stack(found).float().mean(0).cpu()
+
+
+def load_classifier(engine: RolloutEngine, reward: RewardConfig) -> SuccessClassifier | None:
+    """The success classifier that a reward asks for, on the engine's device; None for others.
+
+    Raises:
+        CheckpointError: its folder is missing or damaged, or it sees frames turned another way.
+        ConfigError: it is for frames of another size than the world model's.
+    """
+    if reward.kind != "success":
+        return None
+    folder = BUNDLED if reward.classifier is None else Path(reward.classifier)
+    classifier = SuccessClassifier.from_pretrained(folder)
+    whose = f"the success classifier {folder}"
+    engine.world.layout.require_orientation(classifier.config.orientation, whose)
+    wanted, own = engine.world.tokenizer.config.resolution, classifier.config.image_size
+    if own != wanted:
+        raise ConfigError(
+            f"{whose} is for {own} px, the world model draws {wanted} px; train one with "
+            "vlarft train success --world, and name it by reward.classifier"
+        )
+    return classifier.to(engine.device)

@@ -9,10 +9,15 @@ from vlarft.checkpoint import weights_fingerprint
 from vlarft.data.windows import Windows, data_fingerprint
 from vlarft.engine import RolloutEngine
 from vlarft.errors import CheckpointError
+from vlarft.models.success import SuccessClassifier
 
 
 def run_origin(
-    engine: RolloutEngine, policy: nn.Module, training: Windows, validation: Windows
+    engine: RolloutEngine,
+    policy: nn.Module,
+    training: Windows,
+    validation: Windows,
+    classifier: SuccessClassifier | None = None,
 ) -> dict[str, str]:
     """Everything besides the configuration that decides a run, by the name errors use.
 
@@ -23,14 +28,20 @@ def run_origin(
         policy: as it is before the first step.
         training: windows that steps draw from.
         validation: windows that evaluations take.
+        classifier: judge of success, when the reward is one.
     """
     layout = engine.world.layout.model_dump_json(exclude={"provenance"})
+    judge = {}
+    if classifier is not None:
+        threshold = classifier.config.threshold
+        judge["success classifier"] = f"{weights_fingerprint(classifier)} {threshold}"
     return {
         "world model": f"{weights_fingerprint(engine.world)} {layout}",
         "world model's dtype": str(engine.dtype).removeprefix("torch."),
         "starting policy": weights_fingerprint(policy),
         "training windows": json.dumps(data_fingerprint(training)),
         "validation windows": json.dumps(data_fingerprint(validation)),
+        **judge,
     }
 
 

@@ -115,7 +115,7 @@ def run_rft(
     run.mkdir(parents=True, exist_ok=True)
     resumed = latest_checkpoint(run)
     state = load_checkpoint(resumed) if resumed else None
-    origin = run_origin(engine, trainer.module, training, validation)
+    origin = run_origin(engine, trainer.module, training, validation, trainer.classifier)
     started_from = {**origin, "checkpoint": resumed.name if resumed else "none"}
     ranks.require_same(started_from | {"configuration": config.model_dump_json()})
     if state is not None and resumed is not None:

@@ -48,7 +48,7 @@ from vlarft.rft.advantages import group_advantages, group_spread, permute_within
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import noise_seeds
 from vlarft.rft.gate import Gate, apply_gate
-from vlarft.rft.judge import SceneCache, judge
+from vlarft.rft.judge import SceneCache, judge, load_classifier
 from vlarft.rft.metrics import StageTimer, combine_updates, mean_update
 from vlarft.rft.objective import policy_terms
 from vlarft.rft.parallel import ALONE, Ranks, own_rows
@@ -72,7 +72,9 @@ class Trainer:
 
     Raises:
         ConfigError: a trained weight is not float32, the policy has nothing to train, it cannot
-            share the start of a group or the scenes of a step, or these cannot be divided.
+            share the start of a group or the scenes of a step, or these cannot be divided; the
+            success classifier is for frames of another size.
+        CheckpointError: the success classifier cannot be loaded.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Trainer:
             torch.cat([torch.from_numpy(episode.actions) for episode in windows.episodes])
         )
         self.cache = SceneCache(engine)
+        self.classifier = load_classifier(engine, config.reward)
         self.gate = None if config.gate.entropy is None else Gate(engine)
 
     # ---- one step ---------------------------------------------------------------------------
@@ -158,6 +161,7 @@ class Trainer:
                 config,
                 seeds=self._noise_seeds("world noise"),
                 scale=self.scale,
+                classifier=self.classifier,
             )
         rewards = -torch.cat(self.ranks.gather(outcome.distance))  # of all processes, [P, N]
         advantages = group_advantages(rewards, config.advantage, self.noise_floor)
@@ -317,6 +321,7 @@ class Trainer:
                 self.config,
                 seeds=self._noise_seeds("noise floor"),
                 scale=self.scale,
+                classifier=self.classifier,
             )
         return float(group_spread(torch.cat(self.ranks.gather(outcome.distance))).mean())
 

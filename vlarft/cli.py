@@ -79,7 +79,9 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure stages beside baselines and this machine's limits.")
 data_app = typer.Typer(help="LIBERO demonstrations: look, cut, draw, measure.")
-train_app = typer.Typer(help="Pre-train the tokenizer, the world model or the policy.")
+train_app = typer.Typer(
+    help="Train the tokenizer, the world model, the policy or a success classifier."
+)
 eval_app = typer.Typer(no_args_is_help=True, help="Measure: imaginations, and success in LIBERO.")
 weights_app = typer.Typer(no_args_is_help=True, help="Get pre-trained weights, checked by hash.")
 app.add_typer(bench_app, name="bench")
@@ -234,6 +236,13 @@ def ablate(
     results: Annotated[
         Path | None, typer.Option(help="Show this summary.json instead of running.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this variation, GROUP-NAME, and the base; repeat."),
+    ] = None,
+    merge: Annotated[
+        Path | None, typer.Option(help="Put the rows into this summary.json of an earlier run.")
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help="Also write the table between this file's markers.")
     ] = None,
@@ -254,7 +263,7 @@ def ablate(
     """
     from vlarft.config import dump_config, load_config
     from vlarft.demo import DEMOS, POLICY, WORLD, EngineOptions, Stopwatch, finish, load_bench
-    from vlarft.files import replace_block
+    from vlarft.files import replace_block, write_json
     from vlarft.report.environment import environment, write_environment
     from vlarft.rft import ablation
     from vlarft.rft.config import RFTConfig
@@ -262,11 +271,16 @@ def ablate(
     console, clock = console_for(json_file), Stopwatch()
     if (run is None) == (results is None):
         raise ConfigError("ablate: give either --run DIR, or --results FILE to show")
+    if results is not None and (only or merge):
+        raise ConfigError("--only and --merge are about a run; leave --results out")
     if results is not None:
         rows, summary = ablation.read_rows(results), json.loads(results.read_text())
     else:
         assert run is not None
-        wanted = load_config(ablation.AblationConfig, config, settings or [])
+        everything = load_config(ablation.AblationConfig, config, settings or [])
+        wanted = ablation.only(everything, only) if only else everything
+        if merge is not None:
+            ablation.read_rows(merge)  # refused before anything runs
         base = load_config(RFTConfig, wanted.rft, wanted.rft_set)
         options = EngineOptions(backend, dtype, attention, device)
         start = policy or POLICY
@@ -290,6 +304,10 @@ def ablate(
         }
         summary = finish(run, summary, clock)
         done(console, [], run / "report.html")
+        if merge is not None:
+            summary = ablation.merged(merge, summary, everything)
+            rows = [ablation.Row.from_dict(values) for values in summary["rows"]]
+            write_json(merge, summary)
     if into is not None:
         replace_block(into, "ablations", ablation.table(rows))
     elif json_file != "-":

@@ -124,3 +124,46 @@ def test_settings_of_a_stored_policy():
     policy = FlowPolicy.from_pretrained(POLICY, settings=["sigma_max=0.4"])
     assert policy.config.sigma_max == 0.4
     torch.testing.assert_close(policy.sigma_net.log_std_max.exp(), torch.tensor(0.4))
+
+
+def test_one_variation_alone_goes_into_a_stored_table(config, tmp_path, capsys):
+    run, stored, page = tmp_path / "run", tmp_path / "ablations.json", tmp_path / "page.md"
+    page.write_text("<!-- ablations:start -->\n<!-- ablations:end -->\n")
+    command = ["ablate", "--run", str(run), "--config", str(config)]
+
+    def names():
+        summary = json.loads(stored.read_text())
+        return [f"{row['group']}-{row['name']}" for row in summary["rows"]]
+
+    assert run_command([*command, "--only", "sigma-wide", "--json", str(stored)]) == 0
+    assert names() == ["reward-imagined", "sigma-wide"]
+    assert not (run / "reward-actions").exists()
+    before = json.loads(stored.read_text())
+
+    one = [*command, "--only", "reward-actions", "--merge", str(stored)]
+    assert run_command([*one, "--into", str(page)]) == 0
+    assert names() == ["reward-imagined", "reward-actions", "sigma-wide"]
+    after = json.loads(stored.read_text())
+    assert after["rows"][0] == before["rows"][0]
+    assert after["rows"][2] == before["rows"][1]
+    assert len(after["merged"]) == 1
+    assert page.read_text().count("\n| ") == 5
+
+    capsys.readouterr()
+    assert run_command([*command, "--only", "sigma-narrow"]) == 2
+    assert "--only sigma-narrow; allowed: reward-actions, sigma-wide" in capsys.readouterr().err
+    for change in ({"seeds": [0]}, {"base": after["base"] | {"steps": 3}}):
+        stored.write_text(json.dumps(after | change))
+        assert run_command(one) == 2
+        assert "is another than that of this run" in capsys.readouterr().err
+        assert json.loads(stored.read_text()) == after | change
+    rows = [dict(row) for row in after["rows"]]
+    rows[0]["distance"] = {"relative": 0.5, "interval": [0.4, 0.6]}
+    stored.write_text(json.dumps(after | {"rows": rows}))
+    assert run_command(one) == 2
+    assert "its base (+50.0%" in capsys.readouterr().err
+    stored.write_text("{}")
+    assert run_command(one) == 2
+    assert "no summary.json of vlarft ablate" in capsys.readouterr().err
+    assert run_command(["ablate", "--results", str(stored), "--only", "sigma-wide"]) == 2
+    assert "--only and --merge are about a run" in capsys.readouterr().err

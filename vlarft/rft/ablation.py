@@ -16,13 +16,15 @@ from pydantic import Field, model_validator
 from vlarft.config import Config, load_config
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
-from vlarft.errors import DataError
+from vlarft.errors import ConfigError, DataError
 from vlarft.models.flow_policy import FlowPolicy
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.evaluation import Change, Evaluation, paired_difference, paired_interval
+from vlarft.rft.judge import load_classifier
 from vlarft.rft.run import RunResult, run_rft, stacked
 
 BASE = "base"
+SAME_BASE = 5e-4  # of its relative change: what another machine's rounding may do
 POLICY = "policy."  # settings with this prefix change the starting policy's configuration
 
 
@@ -101,12 +103,15 @@ def run_ablations(
         say: takes a line for each variation.
 
     Raises:
-        ConfigError: a setting is unknown; before anything runs.
+        ConfigError, CheckpointError: a setting is unknown, or names what cannot be loaded; before
+            anything runs.
     """
     base_config = load_config(RFTConfig, config.rft, config.rft_set)
     plans = {name: _plan(config, settings) for _, name, settings in variations(config)}
     for changed in {changed for _, changed in plans.values()}:
         FlowPolicy.from_pretrained(policy, settings=changed)  # refuses before anything runs
+    for wanted, _ in plans.values():
+        load_classifier(engine, wanted.reward)  # likewise
     results: dict[str, list[RunResult]] = {}
     before: dict[tuple[str, ...], Evaluation] = {}  # by starting policy
     for name, (wanted, changed) in plans.items():
@@ -143,6 +148,68 @@ def variations(config: AblationConfig) -> Iterator[tuple[str, str, tuple[str, ..
         for name, settings in members.items():
             if settings:
                 yield group, f"{group}-{name}", settings
+
+
+def only(config: AblationConfig, names: Sequence[str]) -> AblationConfig:
+    """The same with some variations only; every name of the base stays.
+
+    Args:
+        config: what varies.
+        names: folders of variations, GROUP-NAME.
+
+    Raises:
+        ConfigError: no such variation.
+    """
+    known = [name for _, name, _ in variations(config)][1:]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--only {unknown[0]}; allowed: {', '.join(known)}")
+    groups = {
+        group: {
+            name: settings
+            for name, settings in members.items()
+            if not settings or f"{group}-{name}" in names
+        }
+        for group, members in config.groups.items()
+    }
+    return config.model_copy(update={"groups": {k: v for k, v in groups.items() if v}})
+
+
+def merged(path: Path, summary: dict[str, Any], config: AblationConfig) -> dict[str, Any]:
+    """A stored summary with the rows of a new one put in, in the configuration's order.
+
+    Args:
+        path: a `summary.json` of `vlarft ablate`; not changed.
+        summary: of variations that were run now.
+        config: of all variations.
+
+    Returns:
+        The stored one; `merged` lists the commands that added to it.
+
+    Raises:
+        DataError: the file is something else, or the two have different bases: configurations,
+            seeds, or a base that came out otherwise.
+    """
+    there, rows = read_rows(path), [Row.from_dict(values) for values in summary["rows"]]
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = stored["seeds"] == summary["seeds"] and load_config(
+        RFTConfig, stored["base"]
+    ) == load_config(RFTConfig, summary["base"])
+    bases = [row.distance for side in (there, rows) for row in side if not row.settings]
+    values = [base.relative for base in bases]
+    if not same or max(values) - min(values) > SAME_BASE:
+        raise DataError(
+            f"{path}: its base ({_words(bases[0])}) is another than that of this run "
+            f"({_words(bases[-1])}); only rows of the same models, data and settings can be merged"
+        )
+    places = [(group, name) for group, members in config.groups.items() for name in members]
+    found = {(row.group, row.name): row for row in there}
+    found |= {(row.group, row.name): row for row in rows if row.settings}
+    order = {place: number for number, place in enumerate(places)}
+    ordered = sorted(found, key=lambda place: order.get(place, len(order)))
+    return stored | {
+        "rows": to_dict([found[place] for place in ordered]),
+        "merged": [*stored.get("merged", []), summary["command"]],
+    }
 
 
 def table(rows: Sequence[Row]) -> str:

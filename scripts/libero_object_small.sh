@@ -9,18 +9,21 @@
 #   success    moved and standard starts, every tuned policy in pairs with its start
 #   perturb    the same under combined minor perturbation
 # Give the same command again after a stop: finished parts are kept, unfinished ones go on.
-# Variables: RUNS, JOBS, DEVICE, SEEDS, EPISODES (of each task and seed), LIBERO_PYTHON.
+# Variables: RUNS, JOBS, DEVICE, SEEDS, EPISODES (of each task and seed), LIBERO_PYTHON, and
+#   POLICY_STEPS  of cloning before fine-tuning, as gains depend on it: 500 is under-trained; default is
+#                 the configuration's, well-trained. Each has a folder of its own beside one world model.
+#   CONFIG        configs/libero_object_small.yaml: every size and setting, of fine-tuning too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${RUNS:-runs/libero_object_small} JOBS=${JOBS:-2} DEVICE=${DEVICE:-cpu}
 SEEDS=${SEEDS:-0,1,2} EPISODES=${EPISODES:-20}
-CONFIG=small RFT=rft-small
-data=$RUNS/data world=$RUNS/world/world policy=$RUNS/policy/policy
+CONFIG=${CONFIG:-libero_object_small} POLICY_STEPS=${POLICY_STEPS:-}
+base=$RUNS/base${POLICY_STEPS:+-$POLICY_STEPS} # of the policy and what is made from it
+data=$RUNS/data world=$RUNS/world/world policy=$base/policy/policy
 vlarft=(.venv/bin/vlarft)
 simulator=(--jobs "$JOBS")
 if [[ -n ${LIBERO_PYTHON:-} ]]; then simulator+=(--python "$LIBERO_PYTHON"); fi
 seeds=${SEEDS//,/ }
-sharp=(--set policy_training.shift=0) # a shifted picture does not say where an object is (docs/results.md)
 
 say() { printf '== %s\n' "$*"; }
 
@@ -35,16 +38,16 @@ train() {
     "${resume[@]}" "$@"
 }
 
-# $1 name of the result, $2 folder of the tuned policies under $RUNS, SEED standing for each seed;
+# $1 name of the result, $2 folder of the tuned policies under $base, SEED standing for each seed;
 # further arguments are options of `vlarft eval libero`.
 success() {
-  local name=$1 folder=$RUNS/$2 after=() s
+  local name=$1 folder=$base/$2 after=() s
   shift 2
   for s in $seeds; do after+=(--after "${folder//SEED/$s}"); done
   if [[ $folder != *SEED* ]]; then after=(--after "$folder"); fi
   say "success: $name"
   "${vlarft[@]}" eval libero --policy "$policy" "${after[@]}" --data "$data" --seeds "$SEEDS" \
-    --episodes "$EPISODES" --cache "$RUNS/episodes" --run "$RUNS/success-$name" "${simulator[@]}" "$@"
+    --episodes "$EPISODES" --cache "$RUNS/episodes" --run "$base/success-$name" "${simulator[@]}" "$@"
 }
 
 # Every arm in pairs with the policy that it started from. $1: suffix of the results' names.
@@ -65,7 +68,7 @@ stage_record() {
 stage_pretrain() {
   train tokenizer "$RUNS/tokenizer"
   train world-model "$RUNS/world" --tokenizer "$RUNS/tokenizer/tokenizer"
-  train policy "$RUNS/policy" "${sharp[@]}"
+  train policy "$base/policy" ${POLICY_STEPS:+--set "policy_training.steps=$POLICY_STEPS"}
 }
 
 stage_reward() {
@@ -75,30 +78,30 @@ stage_reward() {
 }
 
 stage_rft() {
-  "${vlarft[@]}" rft --world "$world" --policy "$policy" --data "$data" --config "$RFT" \
-    --run "$RUNS/rft" --seeds "$SEEDS" --device "$DEVICE"
+  "${vlarft[@]}" rft --world "$world" --policy "$policy" --data "$data" --config "$CONFIG" \
+    --run "$base/rft" --seeds "$SEEDS" --device "$DEVICE"
 }
 
 stage_controls() {
   local s steps
   for s in $seeds; do
-    "${vlarft[@]}" rft --world "$world" --policy "$policy" --data "$data" --config "$RFT" \
-      --run "$RUNS/actions/seed-$s" --set "seed=$s" --set reward.kind=actions --device "$DEVICE"
+    "${vlarft[@]}" rft --world "$world" --policy "$policy" --data "$data" --config "$CONFIG" \
+      --run "$base/actions/seed-$s" --set "seed=$s" --set reward.kind=actions --device "$DEVICE"
   done
   # As many seconds of cloning as one run of fine-tuning took.
-  steps=$(.venv/bin/python - "$RUNS" <<'PY'
+  steps=$(.venv/bin/python - "$base" <<'PY'
 import json
 import sys
 from pathlib import Path
 
-runs = Path(sys.argv[1])
-policy = json.loads((runs / "policy/summary.json").read_text())
-rft = json.loads((runs / "rft/summary.json").read_text())
+base = Path(sys.argv[1])
+policy = json.loads((base / "policy/summary.json").read_text())
+rft = json.loads((base / "rft/summary.json").read_text())
 arms = 2 * len(rft["seeds"])
 print(max(1, round(rft["seconds"] / arms / (policy["seconds"] / policy["steps"]))))
 PY
   )
-  train policy "$RUNS/cloning" --start "$policy" "${sharp[@]}" --set "policy_training.steps=$steps"
+  train policy "$base/cloning" --start "$policy" --set "policy_training.steps=$steps"
 }
 
 stage_success() {

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +17,9 @@ class Config(BaseModel):
     """Base of every configuration: immutable, typed, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    section: ClassVar[str | None] = None
+    """Key under which a file of a whole experiment holds this configuration."""
 
 
 def preset_path(name: str) -> Path:
@@ -68,6 +71,9 @@ def load_config(
 ) -> C:
     """Build a configuration from defaults, then a file or mapping, then `a.b=value` overrides.
 
+    Of a file with the key `cls.section` only that section counts: one file may hold the recipe of a
+    whole experiment.
+
     Args:
         cls: the configuration class.
         name_or_file: preset name, YAML file, mapping, or None for the defaults.
@@ -81,6 +87,12 @@ def load_config(
     else:
         values = read_yaml(name_or_file) if name_or_file is not None else {}
         where = str(name_or_file) if name_or_file is not None else "configuration"
+        if cls.section in values:
+            values, where = values[cls.section] or {}, f"{where}: {cls.section}"
+            if not isinstance(values, dict):
+                raise ConfigError(
+                    f"{where}: expected a mapping of keys, found {type(values).__name__}"
+                )
     for text in overrides:
         _override(values, text)
     try:

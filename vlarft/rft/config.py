@@ -4,7 +4,7 @@ Defaults are those of the paper where it states them (spec, section 6), with the
 at the top of `trainer.py`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -153,6 +153,8 @@ class EvaluationConfig(Config):
 
 class RFTConfig(Config):
     """Everything that decides a reinforcement fine-tuning run."""
+
+    section: ClassVar[str | None] = "rft"
 
     seed: Count = 0
     """Seed of data order, policy noise, world-model noise and the control's permutations."""

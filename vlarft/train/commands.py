@@ -25,6 +25,7 @@ from vlarft.options import World
 from vlarft.progress import progress_bar
 from vlarft.report.build import write_report
 from vlarft.report.environment import write_environment
+from vlarft.rft.config import RFTConfig
 from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
 from vlarft.train.loop import LoopConfig, Origin, Trained, resumed_state, train
 from vlarft.train.policy import PolicyTraining
@@ -47,7 +48,10 @@ app = typer.Typer(
 
 
 class Pretraining(Config):
-    """A preset file: model sizes and the stages of pre-training."""
+    """A preset file: model sizes and the stages of pre-training.
+
+    A file of a whole experiment has a section `rft` too; `vlarft rft` reads that one alone.
+    """
 
     model: WorldConfig = WorldConfig()
     policy: str | FlowPolicyConfig = "small"  # a named size, or a whole configuration
@@ -55,6 +59,7 @@ class Pretraining(Config):
     world_model_training: WorldModelTraining = WorldModelTraining()
     policy_training: PolicyTraining = PolicyTraining()
     success_training: SuccessTraining = SuccessTraining()
+    rft: RFTConfig | None = None
     drop_noops: bool = False  # leave out actions that do nothing (docs/data.md)
 
     def policy_config(self) -> FlowPolicyConfig:

@@ -1,0 +1,56 @@
+"""The experiment's one file of settings, and its script's first lines."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlarft.config import load_config, preset_path
+from vlarft.errors import ConfigError
+from vlarft.rft.config import RFTConfig
+from vlarft.train.commands import Pretraining
+
+ROOT = Path(__file__).parents[2]
+NAME = "libero_object_small"
+
+
+def test_one_file_for_training_and_fine_tuning():
+    training, small = (load_config(Pretraining, name) for name in (NAME, "small"))
+    assert training.model == small.model
+    assert training.policy_config() == small.policy_config()
+    tuning = load_config(RFTConfig, NAME)
+    assert tuning == training.rft
+    assert tuning.steps == yaml.safe_load(preset_path(NAME).read_text())["rft"]["steps"]
+
+
+def test_overrides_are_of_the_part_that_is_read():
+    assert load_config(RFTConfig, NAME, ["steps=7", "reward.l1=2"]).reward.l1 == 2
+    assert (
+        load_config(Pretraining, NAME, ["policy_training.steps=500"]).policy_training.steps == 500
+    )
+
+
+def test_mistakes_name_the_section(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    for text, words in (
+        ("rft: {stepz: 3}", r"experiment\.yaml: rft: unknown key 'stepz' \(did you mean 'steps'"),
+        ("rft: 3", r"experiment\.yaml: rft: expected a mapping of keys, found int"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load_config(RFTConfig, file)
+        with pytest.raises(ConfigError):
+            load_config(Pretraining, file)
+    file.write_text("rft:\n")
+    assert load_config(RFTConfig, file) == RFTConfig()
+    with pytest.raises(ConfigError, match="unknown key 'model'"):
+        load_config(RFTConfig, "small")  # no section: a file of something else
+
+
+def test_the_script_refuses_unknown_stages():
+    script = ROOT / "scripts" / f"{NAME}.sh"
+    done = subprocess.run([script, "record", "rtf"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown stage 'rtf'; allowed: record pretrain" in done.stderr
+    assert not done.stdout  # nothing was begun

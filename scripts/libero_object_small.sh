@@ -74,7 +74,7 @@ stage_pretrain() {
 stage_reward() {
   "${vlarft[@]}" eval world-model --world "$world" --data "$data" --run "$RUNS/quality" --device "$DEVICE"
   "${vlarft[@]}" eval reward --world "$world" --data "$data" --temperature 0.3 --device "$DEVICE" \
-    --json "$RUNS/reward.json"
+    --run "$RUNS/reward"
 }
 
 stage_rft() {

@@ -44,6 +44,23 @@ def test_eval_world_model_writes_a_run(models, tmp_path, capsys):
     assert "top_p: 0.8" in (run / "report.html").read_text()
 
 
+def test_eval_reward_writes_a_run(models, tmp_path, capsys):
+    run = tmp_path / "reward"
+    command = ["eval", "reward", "--world", models.world, "--data", models.data, "--windows", "4"]
+    command += ["--rollouts", "4", "--seeds", "2", "--run", str(run), "--json", "-"]
+    assert run_command(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((run / "summary.json").read_text())
+    assert (result["kind"], result["windows"], result["horizon"]) == ("reward", 4, None)
+    assert set(result["stage_seconds"]) >= {"loading", "uncertainty", "groups"}
+    page = (run / "report.html").read_text()
+    assert "Does the reward mean anything?" in page
+    assert "of the reward&#x27;s variance within a group" in page
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    assert (options["rollouts"], options["seeds"], options["failures"]) == (4, 2, [])
+    assert json.loads((run / "environment.json").read_text())["vlarft"]
+
+
 def test_train_writes_a_whole_run_folder(models, tmp_path, capsys):
     run = tmp_path / "policy"
     command = ["train", "policy", "--data", models.data, "--config", "tiny", "--run", str(run)]

@@ -206,6 +206,9 @@ def eval_world_model(
 def eval_reward(
     world: World = None,
     data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Also write summary.json and report.html here.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     windows: Annotated[
         int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
@@ -241,11 +244,12 @@ def eval_reward(
 ) -> None:
     """Does the reward mean anything? Conventions, noise, order, horizon, simulator; a verdict.
 
-    Example: vlarft eval reward --world my/world --data my/demonstrations --simulator
+    Example: vlarft eval reward --world my/world --data my/demonstrations --run runs/reward
     """
+    from vlarft.config import dump_values
     from vlarft.data.libero import read_episodes
     from vlarft.data.windows import Windows
-    from vlarft.demo import DEMOS, WORLD, EngineOptions, load_windows
+    from vlarft.demo import DEMOS, WORLD, EngineOptions, Stopwatch, finish, load_windows
     from vlarft.errors import DataError
     from vlarft.eval.horizon import CHUNKS, measure_horizon
     from vlarft.eval.outcomes import measure_outcomes
@@ -253,23 +257,25 @@ def eval_reward(
     from vlarft.eval.simulated import Simulations
     from vlarft.eval.uncertainty import measure_uncertainty
     from vlarft.progress import progress_bar
+    from vlarft.report.environment import write_environment
     from vlarft.rft.evaluation import spread_windows
 
     if not simulator and (states or python):
         raise ConfigError("--states and --python are about the simulator; add --simulator")
-    console = console_for(json_file)
+    console, clock = console_for(json_file), Stopwatch()
     options = EngineOptions(backend, dtype, attention, device)
-    engine = options.load(world or WORLD, metric)
-    sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
-    chosen = load_windows(data or [DEMOS], split, engine.world.layout)
-    picked = spread_windows(len(chosen), windows)
-    failed = read_episodes(failures) if failures else None
+    with clock("loading"):
+        engine = options.load(world or WORLD, metric)
+        sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
+        chosen = load_windows(data or [DEMOS], split, engine.world.layout)
+        picked = spread_windows(len(chosen), windows)
+        failed = read_episodes(failures) if failures else None
     simulations = None
     if simulator:
         simulations = Simulations(chosen, picked, states=states, python=python, jobs=jobs)
     ends = far = None
     if failed:
-        with progress_bar("comparing ends") as progress:
+        with clock("failures"), progress_bar("comparing ends") as progress:
             ends = measure_outcomes(engine, chosen.episodes, failed, sampling, progress=progress)
     if horizon:
         try:
@@ -277,12 +283,12 @@ def eval_reward(
         except DataError as error:
             say(console, f"horizon left out: {error}")
         else:
-            with progress_bar("imagining chunk after chunk") as progress:
+            with clock("horizon"), progress_bar("imagining chunk after chunk") as progress:
                 numbers = spread_windows(len(long), windows)
                 far = measure_horizon(engine, long, numbers, sampling, progress=progress)
-    with progress_bar("asking what is not known") as progress:
+    with clock("uncertainty"), progress_bar("asking what is not known") as progress:
         doubt = measure_uncertainty(engine, chosen, picked, sampling, progress=progress)
-    with progress_bar("judging groups") as progress:
+    with clock("groups"), progress_bar("judging groups") as progress:
         report = evaluate_reward(
             engine,
             chosen,
@@ -300,4 +306,22 @@ def eval_reward(
     for line in report.lines():
         say(console, line)
     summary = report.to_dict() | {"engine": options.used(engine), "command": command_line()}
+    if run:
+        write_environment(run)
+        asked = {
+            "world": str(world or WORLD),
+            "data": [str(path) for path in data or [DEMOS]],
+            "split": split,
+            "windows": windows,
+            "rollouts": rollouts,
+            "seeds": seeds,
+            "simulator": simulator,
+            "failures": [str(path) for path in failures or []],
+            "metric": metric,
+            "engine": asdict(options),
+            "sampling": sampling.model_dump(mode="json"),
+        }
+        dump_values(asked, run / "config.yaml")
+        summary = finish(run, summary, clock)
+        done(console, [], run / "report.html")
     write_result(json_file, summary)

@@ -26,6 +26,7 @@ from vlarft.report.data import (
 )
 from vlarft.report.html import duration, render
 from vlarft.report.pretraining import pretraining_report
+from vlarft.report.reward import reward_report
 from vlarft.report.scenes import load_scenes
 
 Summary = dict[str, Any]
@@ -66,6 +67,7 @@ def build_report(run: Path) -> ReportData:
         "rft": _single,
         "world-model": _world_model,
         "ablations": _ablations,
+        "reward": _reward,
         "libero": _closed_loop,
         "libero-paired": _closed_loop,
     }
@@ -590,6 +592,10 @@ def _closed_loop(run: Path, summary: Summary, _metrics: list[Record]) -> ReportD
 
 def _ablations(run: Path, summary: Summary, _metrics: list[Record]) -> ReportData:
     return _with_origin(run, ablation_report(run, summary))
+
+
+def _reward(run: Path, summary: Summary, _metrics: list[Record]) -> ReportData:
+    return _with_origin(run, reward_report(run, summary))
 
 
 def _with_origin(run: Path, data: ReportData) -> ReportData:

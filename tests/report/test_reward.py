@@ -69,7 +69,8 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
     assert [h.value for h in report.headlines] == ["54%", "0.48", "0.49", "0.97 AUC", "20.2 dB"]
     assert report.headlines[2].interval == "95% interval 0.39 to 0.58"
     assert [i.label for i in report.intervals] == [
-        "action error, shared noise", "action error, independent noise", "frames after 8 actions",
+        "order by action error, shared noise", "order by action error, independent noise",
+        "order by frames after 8 actions",
     ]  # fmt: skip
     tables = {table.title: table for table in report.tables}
     assert list(tables) == [

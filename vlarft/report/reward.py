@@ -94,7 +94,7 @@ def _intervals(summary: Found) -> list[Interval]:
     simulated = summary["simulated"]
     named += [(a["name"], a["reward"]) for a in (simulated["agreements"] if simulated else [])]
     return [
-        Interval(name, found["value"], found["interval"][0], found["interval"][1], "")
+        Interval(f"order by {name}", found["value"], found["interval"][0], found["interval"][1], "")
         for name, found in named
         if found
     ]

@@ -7,7 +7,8 @@ from tests.models.policy_helpers import MILK, SOUP, observe
 from vlarft.config import load_config
 from vlarft.errors import ConfigError, DataError, ShapeError
 from vlarft.models.policy import Observation
-from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig, split_words, words
+from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig
+from vlarft.models.words import split_words, words
 
 TINY = SmallEncoderConfig(image_size=32, channels=(8, 16), width=12, max_words=12)
 OBJECTS = (

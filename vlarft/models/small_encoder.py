@@ -1,7 +1,5 @@
 """The small preset's context: a convolutional network and a word table, trained from scratch."""
 
-import re
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -10,15 +8,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlarft.config import Config
-from vlarft.errors import DataError, ShapeError
+from vlarft.errors import ShapeError
 from vlarft.models.policy import Observation
-
-# Every word of LIBERO-Object's ten instructions.
-LIBERO_OBJECT_WORDS = (
-    "alphabet", "and", "basket", "bbq", "butter", "cheese", "chocolate", "cream", "dressing", "in",
-    "it", "juice", "ketchup", "milk", "orange", "pick", "place", "pudding", "salad", "sauce",
-    "soup", "the", "tomato", "up",
-)  # fmt: skip
+from vlarft.models.words import LIBERO_OBJECT_WORDS, WordNumbers
 
 
 class SmallEncoderConfig(Config):
@@ -50,22 +42,12 @@ class SmallEncoderConfig(Config):
         return self
 
 
-def split_words(instruction: str) -> list[str]:
-    """Lower-case words of an instruction: letters and digits."""
-    return re.findall(r"[a-z0-9]+", instruction.lower())
-
-
-def words(instructions: Iterable[str]) -> tuple[str, ...]:
-    """Vocabulary of some instructions, sorted."""
-    return tuple(sorted({word for text in instructions for word in split_words(text)}))
-
-
 class ConvBlock(nn.Module):
-    """3x3 convolution, GroupNorm over 8 groups, SiLU."""
+    """Convolution, GroupNorm over 8 groups, SiLU."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
         self.norm = nn.GroupNorm(8, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +79,7 @@ class SmallEncoder(nn.Module):
         self.word = nn.Embedding(len(config.vocabulary) + 1, width)  # row 0 is the blank
         self.word_position = nn.Parameter(0.02 * torch.randn(config.max_words, width))
         nn.init.normal_(self.word.weight, std=0.5)
-        self._ids = {word: index + 1 for index, word in enumerate(config.vocabulary)}
+        self._numbers = WordNumbers(config.vocabulary, config.max_words)
 
     @property
     def width(self) -> int:
@@ -116,36 +98,29 @@ class SmallEncoder(nn.Module):
             ShapeError: the picture has another size than the configuration's.
             DataError: an instruction has an unknown word or too many words.
         """
-        size = self.config.image_size
-        if observation.image.shape[1:] != (size, size, 3):
-            raise ShapeError(
-                f"policy: image {list(observation.image.shape)}; expected [P, {size}, {size}, 3], "
-                f"render or resize the data to {size} px"
-            )
         device = self.position.device
-        ids = torch.tensor([self._word_ids(text) for text in observation.instruction]).to(device)
+        ids = self._numbers(observation.instruction).to(device)
         text = self.word(ids) + self.word_position
         known = (ids > 0).unsqueeze(-1)
         pooled = (text * known).sum(1) / known.sum(1)
-        # Permuting [P,H,W,3] is already the channels-last layout that convolutions are fastest in.
-        image = observation.image.to(device).permute(0, 3, 1, 2).to(self.position.dtype) / 127.5 - 1
+        image = picture(observation.image, self.config.image_size, self.position)
         features = self.down(image)
         scale, shift = self.film(pooled)[:, :, None, None].chunk(2, dim=1)
         features = features + self.mix(features * (1 + scale) + shift)
         seen = self.project(features.flatten(2).transpose(1, 2)) + self.position
         return torch.cat([seen, text], dim=1)
 
-    def _word_ids(self, instruction: str) -> list[int]:
-        found = split_words(instruction)
-        unknown = [word for word in found if word not in self._ids]
-        if unknown:
-            raise DataError(
-                f"instruction '{instruction}': the policy does not know the word '{unknown[0]}'; "
-                f"known: {' '.join(self.config.vocabulary)}"
-            )
-        if not 0 < len(found) <= self.config.max_words:
-            raise DataError(
-                f"instruction '{instruction}': {len(found)} words; "
-                f"expected 1 to max_words = {self.config.max_words}"
-            )
-        return [self._ids[word] for word in found] + [0] * (self.config.max_words - len(found))
+
+def picture(image: Tensor, size: int, like: Tensor) -> Tensor:
+    """uint8 [P, size, size, 3] as [P, 3, size, size] in [-1, 1], of the device and type of `like`.
+
+    Raises:
+        ShapeError: the pictures have another size.
+    """
+    if image.shape[1:] != (size, size, 3):
+        raise ShapeError(
+            f"policy: image {list(image.shape)}; expected [P, {size}, {size}, 3], "
+            f"render or resize the data to {size} px"
+        )
+    # Permuting [P,H,W,3] is already the channels-last layout that convolutions are fastest in.
+    return image.to(like.device).permute(0, 3, 1, 2).to(like.dtype) / 127.5 - 1

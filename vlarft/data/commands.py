@@ -21,6 +21,7 @@ from rich.table import Table
 from vlarft.data.inspect import inspect_files, inspection_table
 from vlarft.data.libero import SPLITS, Split, find_files, read_episodes
 from vlarft.data.render import render_files
+from vlarft.data.scenes import draw_scenes
 from vlarft.data.statistics import Statistics, compute_statistics
 from vlarft.data.subset import subset_files
 from vlarft.errors import ConfigError, DataError
@@ -129,6 +130,55 @@ def render_command(
     _result(rows, json_file, lambda: _render_table(rows))
 
 
+@app.command("scenes")
+def scenes_command(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    count: Annotated[int, typer.Option(help="Scenes of each task, 12 or more.")] = 1200,
+    size: Annotated[int, typer.Option(help="Edge of the pictures in pixels, 16 to 1024.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    jobs: Jobs = 1,
+    python: Python = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Draw recorded scenes with objects traded and moved, and note where they are.
+
+    For `vlarft train encoder`. Needs vlarft[libero]. Takes recordings with simulator states, as
+    `record` and `render` write them; only training episodes are used. Files that exist are kept.
+
+    Example: vlarft data scenes rendered/libero_object --out scenes/libero_object --jobs 2
+    """
+    sources = find_files(paths)
+    stems = [source.stem.removesuffix("_states").removesuffix("_demo") for source in sources]
+    targets = [out / f"{stem}_scenes.hdf5" for stem in stems]
+    if len(set(targets)) < len(targets):
+        raise DataError(f"{out}: two source files have one name; draw them into two folders")
+    work = [
+        (source, target)
+        for source, target in zip(sources, targets, strict=True)
+        if overwrite or not target.exists()
+    ]
+    with episodes_progress() as show:
+        draw_scenes(
+            work,
+            count,
+            size,
+            seed=seed,
+            jobs=jobs,
+            python=python,
+            progress=lambda file, done, total: show(file, "scenes", done, total),
+        )
+    drawn = {target for _, target in work}
+    rows = [
+        {"file": str(target), "kept": False, "scenes": count}
+        if target in drawn
+        else {"file": str(target), "kept": True}
+        for target in targets
+    ]
+    _result(rows, json_file, lambda: _scenes_table(rows))
+
+
 @app.command("stats")
 def stats_command(
     paths: Paths,
@@ -232,6 +282,16 @@ def _render_table(rows: list[dict[str, Any]]) -> Table:
             table.add_row(Path(row["file"]).name, "exists,", "kept")
         else:
             table.add_row(Path(row["file"]).name, str(row["episodes"]), str(row["frames"]))
+    return table
+
+
+def _scenes_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="scenes")
+    table.add_column("file", overflow="fold")
+    table.add_column("scenes", justify="right")
+    for row in rows:
+        scenes = "exists, kept" if row["kept"] else str(row["scenes"])
+        table.add_row(Path(row["file"]).name, scenes)
     return table
 
 

@@ -29,7 +29,7 @@ Shown = Callable[[Path, str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class StateFile:
     """A checked source; `task` is its place in the work."""
 
     task: int
@@ -84,7 +84,7 @@ def render_files(
     """
     if not 16 <= size <= 1024:
         raise DataError(f"size {size} px; allowed: 16 to 1024")
-    files = [_check_source(number, *pair) for number, pair in enumerate(work)]
+    files = [check_source(number, *pair) for number, pair in enumerate(work)]
     if not files:
         return []
     ask("versions", python)  # refuses here when LIBERO is missing or its MuJoCo breaks tasks
@@ -96,25 +96,37 @@ def render_files(
         suite, task = str(meta["suite"]), int(meta["task_id"])
         return RemoteSimulator(suite, task, size, python, renderer)
 
-    def draw(simulator: RemoteSimulator, file: _File) -> None:
-        _check_simulator(simulator, file, cameras)
+    def draw(simulator: RemoteSimulator, file: StateFile) -> None:
+        check_simulator(simulator, file, cameras)
         show = partial(progress, file.destination) if progress else None
         results[file.task] = _draw_file(simulator, file, cameras, limit, show)
 
-    def failed(file: _File, error: SimulatorError) -> None:
+    def failed(file: StateFile, error: SimulatorError) -> None:
         raise SimulatorError(f"{file.source}: {error}") from error
 
     run_by_task(files, jobs, open_file, draw, failed)
     return [results[file.task] for file in files]
 
 
-def _check_source(number: int, source: Path, destination: Path) -> _File:
+def check_source(number: int, source: Path, destination: Path) -> StateFile:
+    """Read a source to its end.
+
+    Raises:
+        DataError: it is damaged or not a file of recorded states; names file and key.
+    """
     with open_libero(source) as recording:
         meta = _source_attributes(recording["data"], source)
-        return _File(number, source, destination, meta, _check_episodes(recording["data"], source))
+        return StateFile(
+            number, source, destination, meta, _check_episodes(recording["data"], source)
+        )
 
 
-def _check_simulator(simulator: RemoteSimulator, file: _File, cameras: Sequence[str]) -> None:
+def check_simulator(simulator: RemoteSimulator, file: StateFile, cameras: Sequence[str]) -> None:
+    """Refuse a simulator with other states than a file's, or without a camera.
+
+    Raises:
+        DataError: one line.
+    """
     if file.state_size != simulator.state_size:
         raise DataError(
             f"{file.source}: states of {file.state_size} numbers; task {file.meta['task_id']} of "
@@ -128,7 +140,7 @@ def _check_simulator(simulator: RemoteSimulator, file: _File, cameras: Sequence[
 
 def _draw_file(
     simulator: RemoteSimulator,
-    file: _File,
+    file: StateFile,
     cameras: Sequence[str],
     limit: int | None,
     progress: Callable[[str, int, int], None] | None,
@@ -146,7 +158,7 @@ def _draw_file(
 
 def _draw_episodes(
     simulator: RemoteSimulator,
-    file: _File,
+    file: StateFile,
     unfinished: Path,
     cameras: Sequence[str],
     limit: int | None,

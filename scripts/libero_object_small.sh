@@ -2,7 +2,7 @@
 # LIBERO-Object at 64 px, from recordings to success rates in the simulator, with controls.
 # Usage: scripts/libero_object_small.sh [STAGE ...]     (all stages by default, in this order)
 #   record     the scripted expert's episodes, with 64 px frames
-#   pretrain   tokenizer, world model, policy
+#   pretrain   tokenizer, world model; scenes with known places, the encoder, the policy
 #   reward     does the world model's reward mean anything?
 #   rft        fine-tuning and its control with permuted advantages, a pair a seed
 #   controls   the action-L1 reward, and more cloning for as many seconds
@@ -10,7 +10,7 @@
 #   perturb    the same under combined minor perturbation
 # Give the same command again after a stop: finished parts are kept, unfinished ones go on.
 # Variables: RUNS, JOBS, DEVICE, SEEDS, EPISODES (of each task and seed), LIBERO_PYTHON, and
-#   POLICY_STEPS  of cloning before fine-tuning, as gains depend on it: 500 is under-trained; default is
+#   POLICY_STEPS  of cloning before fine-tuning, as gains depend on it: 200 is under-trained; default is
 #                 the configuration's, well-trained. Each has a folder of its own beside one world model.
 #   CONFIG        configs/libero_object_small.yaml: every size and setting, of fine-tuning too.
 set -euo pipefail
@@ -34,7 +34,7 @@ train() {
   if [[ -f $run/summary.json ]]; then say "$stage: kept from an earlier call ($run)"; return; fi
   if [[ -d $run ]]; then resume=(--resume); fi
   say "$stage: training into $run"
-  "${vlarft[@]}" train "$stage" --config "$CONFIG" --data "$data" --run "$run" --device "$DEVICE" \
+  "${vlarft[@]}" train "$stage" --config "$CONFIG" --run "$run" --device "$DEVICE" \
     "${resume[@]}" "$@"
 }
 
@@ -66,9 +66,11 @@ stage_record() {
 }
 
 stage_pretrain() {
-  train tokenizer "$RUNS/tokenizer"
-  train world-model "$RUNS/world" --tokenizer "$RUNS/tokenizer/tokenizer"
-  train policy "$base/policy" ${POLICY_STEPS:+--set "policy_training.steps=$POLICY_STEPS"}
+  train tokenizer "$RUNS/tokenizer" --data "$data"
+  train world-model "$RUNS/world" --data "$data" --tokenizer "$RUNS/tokenizer/tokenizer"
+  "${vlarft[@]}" data scenes "$data" --out "$RUNS/scenes" --count 1500 "${simulator[@]}"
+  train encoder "$RUNS/encoder" --scenes "$RUNS/scenes"
+  train policy "$base/policy" --data "$data" --encoder "$RUNS/encoder/encoder" ${POLICY_STEPS:+--set "policy_training.steps=$POLICY_STEPS"}
 }
 
 stage_reward() {
@@ -101,7 +103,7 @@ arms = 2 * len(rft["seeds"])
 print(max(1, round(rft["seconds"] / arms / (policy["seconds"] / policy["steps"]))))
 PY
   )
-  train policy "$base/cloning" --start "$policy" --set "policy_training.steps=$steps"
+  train policy "$base/cloning" --data "$data" --start "$policy" --set "policy_training.steps=$steps"
 }
 
 stage_success() {

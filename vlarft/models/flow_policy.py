@@ -26,11 +26,14 @@ from vlarft.errors import CheckpointError, ConfigError, DataError, ShapeError
 from vlarft.files import write_json
 from vlarft.models.flow_head import Conditions, DiT, FlowHead, HeadConfig, ScalarProjector
 from vlarft.models.folder import load_strict, read_json, read_tensors, write_tensors
+from vlarft.models.place_encoder import PlaceEncoder, PlaceEncoderConfig, PlaceNetwork
 from vlarft.models.policy import Indices, LogProb, Observation, Proposal, Share, as_indices
 from vlarft.models.sigma_net import SigmaNet
 from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig
 from vlarft.models.vlm import TOKENIZER_FOLDER, VLMConfig, VLMEncoder, load_tokenizer
 
+EncoderConfig = SmallEncoderConfig | PlaceEncoderConfig | VLMConfig
+Encoder = SmallEncoder | PlaceEncoder | VLMEncoder
 Storage = Literal["float32", "bfloat16", "float16"]
 WEIGHTS_FILE = "model.safetensors"
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -39,8 +42,8 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class FlowPolicyConfig(Config):
     """A flow-matching policy; the defaults are the paper's."""
 
-    encoder: Annotated[SmallEncoderConfig | VLMConfig, Field(discriminator="kind")] = VLMConfig()
-    """The context encoder; `kind` is `vlm` or `small`."""
+    encoder: Annotated[EncoderConfig, Field(discriminator="kind")] = VLMConfig()
+    """The context encoder; `kind` is `vlm`, `small` or `places`."""
     head: HeadConfig = HeadConfig()
     """The flow head."""
     sigma: HeadConfig = HeadConfig()
@@ -76,6 +79,8 @@ class FlowPolicyConfig(Config):
     def preset(cls, name: str) -> "FlowPolicyConfig":
         """A named size: `tiny` (tests), `small` (64 px, from scratch, fits a CPU), `paper`.
 
+        `places` is `small` on a pre-trained encoder that says where the named things are.
+
         Raises:
             ConfigError: no preset of that name.
         """
@@ -102,6 +107,19 @@ PRESETS: dict[str, FlowPolicyConfig] = {
     # step; 1e-4 protects a pre-trained one.
     "small": FlowPolicyConfig(
         encoder=SmallEncoderConfig(),
+        head=HeadConfig(
+            width=96, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2,
+            time_features=64, layer_scale=1.0, dropout=0,
+        ),
+        sigma=HeadConfig(
+            width=48, heads=2, blocks=2, cross_blocks=(0, 1), mlp_ratio=2, time_features=64,
+            layer_scale=1.0, dropout=0,
+        ),
+        projector_width=64,
+        time_sampling="uniform",
+    ),
+    "places": FlowPolicyConfig(
+        encoder=PlaceEncoderConfig(),
         head=HeadConfig(
             width=96, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2,
             time_features=64, layer_scale=1.0, dropout=0,
@@ -169,7 +187,7 @@ class FlowPolicy(nn.Module):
         self,
         config: FlowPolicyConfig,
         statistics: Statistics,
-        encoder: SmallEncoder | VLMEncoder | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         _check_statistics(statistics, config)
@@ -415,7 +433,7 @@ class FlowPolicy(nn.Module):
             _check_statistics(statistics, config)
         except (ConfigError, DataError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        encoder: SmallEncoder | VLMEncoder | None = None
+        encoder: Encoder | None = None
         if isinstance(config.encoder, VLMConfig):
             chosen = config.encoder
             if attention is not None:
@@ -520,8 +538,9 @@ def build_policy(
     statistics: Statistics,
     seed: int = 0,
     vlm: VLMEncoder | None = None,
+    places: PlaceNetwork | None = None,
 ) -> FlowPolicy:
-    """A policy with random weights that depend on the seed alone, a given VLM apart.
+    """A policy with random weights that depend on the seed alone, a given network apart.
 
     Args:
         preset: `tiny`, `small`, `paper`, or a configuration.
@@ -529,14 +548,17 @@ def build_policy(
         seed: of the initial weights; the global random state is left as it was.
         vlm: a pre-trained context encoder; its sizes win over the configuration's, and it gets LoRA
             adapters when the configuration asks for some and it has none.
+        places: a pre-trained place network; likewise, its sizes win.
 
     Raises:
-        ConfigError: no preset of that name, or a VLM for a policy without one.
+        ConfigError: no preset of that name, or a network for a policy without one of its kind.
     """
     config = FlowPolicyConfig.preset(preset) if isinstance(preset, str) else preset
     wanted = config.encoder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if places is not None:
+            return _with_places(config, statistics, places)
         if vlm is None:
             return FlowPolicy(config, statistics)
         if not isinstance(wanted, VLMConfig):
@@ -549,8 +571,26 @@ def build_policy(
         return FlowPolicy(config.model_copy(update={"encoder": vlm.config}), statistics, vlm)
 
 
-def _build_encoder(config: SmallEncoderConfig | VLMConfig) -> SmallEncoder | VLMEncoder:
-    return VLMEncoder(config) if isinstance(config, VLMConfig) else SmallEncoder(config)
+def _with_places(
+    config: FlowPolicyConfig, statistics: Statistics, places: PlaceNetwork
+) -> FlowPolicy:
+    wanted = config.encoder
+    if not isinstance(wanted, PlaceEncoderConfig):
+        raise ConfigError(
+            f"a place network was given, but the policy's encoder is '{wanted.kind}'; "
+            "choose a policy with one: policy=places"
+        )
+    sizes = places.config.model_copy(update={"width": wanted.width})
+    policy = FlowPolicy(config.model_copy(update={"encoder": sizes}), statistics)
+    assert isinstance(policy.encoder, PlaceEncoder)
+    policy.encoder.where.load_state_dict(places.state_dict())
+    return policy
+
+
+def _build_encoder(config: EncoderConfig) -> Encoder:
+    if isinstance(config, VLMConfig):
+        return VLMEncoder(config)
+    return PlaceEncoder(config) if isinstance(config, PlaceEncoderConfig) else SmallEncoder(config)
 
 
 def _check_statistics(statistics: Statistics, config: FlowPolicyConfig) -> None:

@@ -62,6 +62,13 @@ HEADLINES: dict[str, tuple[Figure, ...]] = {
             "Free-running, last frame, moving pixels: gain over the unchanged given frame.",
         ),
     ),
+    "encoder": (
+        Figure("target_median_m", "Target", "{:.4f} m", "Median distance from the true place."),
+        Figure(
+            "target_near", "Found", "{:.1%}", "Targets within 2 cm, about what a grasp forgives."
+        ),
+        Figure("goal_median_m", "Goal", "{:.4f} m", "Median distance from the true place."),
+    ),
     "policy": (
         Figure("flow_loss", "Flow-matching loss", "{:.3f}", "What training minimises."),
         Figure(

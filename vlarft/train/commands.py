@@ -1,4 +1,4 @@
-"""`vlarft train tokenizer|world-model|policy|success`."""
+"""`vlarft train tokenizer|world-model|encoder|policy|success`."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from vlarft.errors import ConfigError, DataError
 from vlarft.eval.world_model import check_windows, evaluate_world_model
 from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
+from vlarft.models.place_encoder import PlaceEncoderConfig, PlaceNetwork
 from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
-from vlarft.models.small_encoder import SmallEncoderConfig
 from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.vlm import VLMConfig, VLMEncoder
 from vlarft.models.world_model import WorldModel
@@ -28,6 +28,7 @@ from vlarft.report.environment import write_environment
 from vlarft.rft.config import RFTConfig
 from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
 from vlarft.train.loop import LoopConfig, Origin, Trained, resumed_state, train
+from vlarft.train.places import EncoderTraining
 from vlarft.train.policy import PolicyTraining
 from vlarft.train.success import SuccessTraining
 from vlarft.train.tokenizer import TokenizerTraining
@@ -43,7 +44,7 @@ WATCHED_WINDOWS = 32  # at most, imagined at each validation of the world model
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train the tokenizer, the world model, the policy or a success classifier.",
+    help="Train the tokenizer, the world model, the encoder, the policy or a success classifier.",
 )
 
 
@@ -57,6 +58,7 @@ class Pretraining(Config):
     policy: str | FlowPolicyConfig = "small"  # a named size, or a whole configuration
     tokenizer_training: TokenizerTraining = TokenizerTraining()
     world_model_training: WorldModelTraining = WorldModelTraining()
+    encoder_training: EncoderTraining = EncoderTraining()
     policy_training: PolicyTraining = PolicyTraining()
     success_training: SuccessTraining = SuccessTraining()
     rft: RFTConfig | None = None
@@ -117,6 +119,28 @@ def world_model_command(
     _done(run, json_file)
 
 
+@app.command("encoder")
+def encoder_command(
+    scenes: Annotated[
+        list[Path], typer.Option("--scenes", help="Files of `vlarft data scenes`, or folders.")
+    ],
+    run: Run,
+    config: ConfigName = "libero_object_small",
+    settings: Settings = None,
+    resume: Resume = False,
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Train the encoder that says where the named things are; policies stand on it.
+
+    Example: vlarft train encoder --scenes scenes/libero_object --run runs/encoder
+    """
+    from vlarft.train.encoder_stage import train_encoder
+
+    train_encoder(_pretraining(config, settings), scenes, run, resume, device)
+    _done(run, json_file)
+
+
 @app.command("policy")
 def policy_command(
     data: Data,
@@ -126,6 +150,10 @@ def policy_command(
     resume: Resume = False,
     vlm: Annotated[
         Path | None, typer.Option(help="Folder of a pre-trained VLM; a policy with a VLM needs it.")
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `train encoder`; a policy with a place encoder needs it."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(help="Policy folder to go on from, of the configured sizes.")
@@ -137,7 +165,7 @@ def policy_command(
 
     Example: vlarft train policy --data rendered/libero_object --run runs/policy
     """
-    train_policy(_pretraining(config, settings), data, run, resume, device, vlm, start)
+    train_policy(_pretraining(config, settings), data, run, resume, device, vlm, start, encoder)
     _done(run, json_file)
 
 
@@ -334,6 +362,7 @@ def train_policy(
     device: str = "cpu",
     vlm: Path | None = None,
     start: Path | None = None,
+    places: Path | None = None,
 ) -> Path:
     """Train a policy by behaviour cloning and write `run/policy`.
 
@@ -345,6 +374,7 @@ def train_policy(
         device: cpu or cuda.
         vlm: folder of a pre-trained VLM.
         start: folder of a policy of the same sizes to go on from, instead; it keeps its statistics.
+        places: folder of a pre-trained place network.
 
     Raises:
         BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
@@ -357,16 +387,19 @@ def train_policy(
     place = resolve_device(device)
     settings, sizes = config.policy_training, config.policy_config()
     encoder = None if start else _pretrained_vlm(sizes, vlm)
+    network = None if start else _pretrained_places(sizes, places)
     training, validation = read_windows(data, config)
-    if isinstance(sizes.encoder, SmallEncoderConfig):  # a VLM resizes its pictures
+    if not isinstance(sizes.encoder, VLMConfig):  # a VLM resizes its pictures
         check_resolution((training, validation), sizes.encoder.image_size, "the configured policy")
     model = {"policy": sizes.model_dump(mode="json"), "model": {"frames": config.model.frames}}
     origin = origin_of(model, "policy_training", settings, training, validation)
     if encoder is not None:
         origin.data["vlm"] = weights_fingerprint(encoder)
+    if network is not None:
+        origin.data["encoder"] = weights_fingerprint(network)
     if start is None:
         statistics = compute_statistics(training.episodes)
-        policy = build_policy(sizes, statistics, settings.seed, encoder).to(place)
+        policy = build_policy(sizes, statistics, settings.seed, encoder, network).to(place)
     else:
         policy = _started(start, sizes).to(place)
         origin.data["start"] = weights_fingerprint(policy)
@@ -402,6 +435,17 @@ def _pretrained_vlm(wanted: FlowPolicyConfig, folder: Path | None) -> VLMEncoder
     if isinstance(wanted.encoder, VLMConfig):
         raise ConfigError(
             "this policy has a VLM, which is not trained from scratch; pass --vlm FOLDER"
+        )
+    return None
+
+
+def _pretrained_places(wanted: FlowPolicyConfig, folder: Path | None) -> PlaceNetwork | None:
+    if folder is not None:
+        return PlaceNetwork.from_pretrained(folder)
+    if isinstance(wanted.encoder, PlaceEncoderConfig):
+        raise ConfigError(
+            "this policy's place encoder is not trained by cloning; pass --encoder FOLDER of "
+            "vlarft train encoder"
         )
     return None
 

@@ -195,7 +195,14 @@ def rft(
         options = EngineOptions(backend, dtype, attention, place)
         metric = wanted.reward.metric
         with clock("loading"):
-            bench = load_bench(world or WORLD, start, data or [DEMOS], metric, options)
+            bench = load_bench(
+                world or WORLD,
+                start,
+                data or [DEMOS],
+                metric,
+                options,
+                wanted.exploration.settings(),
+            )
             if divide_vlm:
                 shard_vlm(bench.policy, ranks, bench.engine.device)
             bench.policy.to(bench.engine.device)

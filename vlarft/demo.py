@@ -101,9 +101,14 @@ class Bench:
 
 
 def load_bench(
-    world: Path, policy: Path, data: Sequence[Path], metric: str, options: EngineOptions
+    world: Path,
+    policy: Path,
+    data: Sequence[Path],
+    metric: str,
+    options: EngineOptions,
+    settings: Sequence[str] = (),
 ) -> Bench:
-    """Load models and demonstrations.
+    """Load models and demonstrations; `settings` change the policy's configuration.
 
     Raises:
         CheckpointError, DataError: a part is missing or damaged, or they see frames turned in
@@ -111,7 +116,7 @@ def load_bench(
     """
     engine = options.load(world, metric)
     layout = engine.world.layout
-    start = FlowPolicy.from_pretrained(existing(policy))
+    start = FlowPolicy.from_pretrained(existing(policy), settings=settings)
     layout.require_orientation(start.statistics.orientation, "the policy's statistics.json")
     return Bench(
         engine, start, load_windows(data, "train", layout), load_windows(data, "val", layout)

@@ -379,7 +379,7 @@ def test_users_mistakes_get_one_clear_line() -> None:
         policy.log_prob(observation, foreign)
     with pytest.raises(ShapeError, match="expected \\[3, 8, 7\\]"):
         policy.flow_loss(observation, torch.zeros(3, 7, 7), generator())
-    with pytest.raises(ConfigError, match="known: tiny, small, paper"):
+    with pytest.raises(ConfigError, match="known: tiny, small, places, paper"):
         build_policy("large", STATISTICS)
     with pytest.raises(ConfigError, match="sigma_min"):
         load_config(FlowPolicyConfig, {"sigma_min": 0.5})
@@ -398,3 +398,50 @@ def test_observation_checks_and_selects() -> None:
         Observation(observation.image.float(), observation.proprioception, ["milk"] * 3)
     with pytest.raises(ShapeError, match="one instruction a scene"):
         Observation(observation.image, observation.proprioception, ["milk"])
+
+
+@pytest.mark.parametrize("noisy", [1, 3])
+def test_only_the_last_steps_are_stochastic_and_scored(noisy: int) -> None:
+    policy = with_config(shaken(tiny()), noisy_steps=noisy)
+    observation = observe(2)
+    proposal = policy.sample(observation, 4, generator(), shared_start=True)
+    chain = proposal.trace.chain
+    assert chain.shape[2] == noisy + 1
+    start = chain[:, :, 0]  # the end of the ODE from one start a scene
+    assert torch.equal(start, start[:, :1].expand_as(start))
+    assert not torch.equal(chain[:, :, 1], chain[:, :1, 1].expand_as(chain[:, :, 1]))
+    score = policy.log_prob(observation, proposal)
+    torch.testing.assert_close(score.log_prob, proposal.log_prob, rtol=1e-5, atol=1e-5)
+    other = with_config(policy, noisy_steps=noisy + 1)
+    with pytest.raises(ShapeError, match=f"with {noisy + 1} noisy steps"):
+        other.log_prob(observation, proposal)
+
+
+def test_the_deterministic_steps_are_those_of_act() -> None:
+    policy = with_config(shaken(tiny()), noisy_steps=1)
+    observation = observe(2)
+    start = torch.randn((2, 1, 8, 7), generator=generator(3))
+    flow = policy._condition(policy.flow_head.dit, policy.encode(observation))
+    x = start
+    for k in range(9):
+        x = x - policy._velocity(k, x, flow) / 10
+    proposal = policy.sample(observation, 2, generator(3), shared_start=True)
+    torch.testing.assert_close(proposal.trace.chain[:, :1, 0], x, rtol=1e-5, atol=1e-5)
+
+
+def test_correlated_noise_keeps_each_entry_s_spread() -> None:
+    policy = with_config(build_policy("tiny", STATISTICS), noisy_steps=1, noise_correlation=0.75)
+    chain = policy.sample(observe(1), 4000, generator(), shared_start=True).trace.chain
+    step = chain[0, :, 1] - chain[0, :, 0]  # [n, T, A]
+    sigma = math.sqrt(0.08 * 0.2)
+    assert step.std(0).sub(sigma).abs().max() < 0.05 * sigma
+    between = torch.stack([torch.corrcoef(step[..., a].T) for a in range(7)])  # [A, T, T]
+    apart = ~torch.eye(8, dtype=torch.bool).expand(7, -1, -1)
+    assert between[apart].sub(0.75).abs().max() < 0.05
+    entries = torch.corrcoef(step[:, 0].T)
+    assert entries[~torch.eye(7, dtype=torch.bool)].abs().max() < 0.1  # between dimensions: none
+
+
+def test_more_noisy_steps_than_steps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="noisy_steps 11 is above steps 10"):
+        load_config(FlowPolicyConfig, {"noisy_steps": 11})

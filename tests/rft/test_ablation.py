@@ -18,7 +18,7 @@ groups:
     imagined: []
     actions: [reward.kind=actions]
   sigma:
-    wide: [policy.sigma_max=0.4]
+    wide: [exploration.sigma_max=0.4]
 """
 RFT = """
 steps: 2
@@ -65,7 +65,7 @@ def test_one_table_from_runs_that_resume(config, tmp_path, capsys):
     assert text.startswith("above\n")
     assert text.endswith("below\n")
     assert "old" not in text
-    assert "| sigma | wide: `policy.sigma_max=0.4` |" in text
+    assert "| sigma | wide: `exploration.sigma_max=0.4` |" in text
     assert " points (" in text
 
 
@@ -81,7 +81,7 @@ def test_all_are_judged_by_the_base(config, tmp_path, monkeypatch):
     assert judged == [("imagined", (8,))]
 
 
-@pytest.mark.parametrize("key", ["reward.kind", "policy.sigma_max"])
+@pytest.mark.parametrize("key", ["reward.kind", "exploration.sigma_max"])
 def test_an_unknown_setting_is_refused_before_anything_runs(config, tmp_path, capsys, key):
     config.write_text(config.read_text().replace(key, f"{key}_wrong"))
     assert run_command(["ablate", "--run", str(tmp_path / "run"), "--config", str(config)]) == 2
@@ -114,8 +114,8 @@ def test_the_bundled_variations_are_valid():
     config = load_config(AblationConfig, "ablations")
     plans = [ablation._plan(config, settings) for _, _, settings in ablation.variations(config)]
     assert len(plans) > 10
-    for wanted, _ in plans[1:]:
-        assert wanted.scenes * wanted.rollouts == plans[0][0].scenes * plans[0][0].rollouts
+    for wanted in plans[1:]:
+        assert wanted.scenes * wanted.rollouts == plans[0].scenes * plans[0].rollouts
 
 
 def test_settings_of_a_stored_policy():

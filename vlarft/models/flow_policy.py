@@ -58,6 +58,14 @@ class FlowPolicyConfig(Config):
     """Numbers of the proprioception."""
     steps: int = Field(default=10, ge=1)
     """K, Euler steps; step k starts at s = k / K exactly."""
+    noisy_steps: int | None = Field(default=None, ge=1)
+    """The last steps that are stochastic in `sample`, the others follow the ODE; null = all K.
+
+    The flow draws x towards the actions, so noise of early steps is gone at the end: it changes no
+    reward, yet its score enters the gradient. The paper has it everywhere; see docs/rft.md."""
+    noise_correlation: float = Field(default=0.0, ge=0, le=1)
+    """Correlation of a step's noise between a chunk's actions; each entry's distribution stays, and
+    so does its log-probability. At 0 (the paper) displacements average out over a chunk."""
     sigma_min: float = Field(default=0.08, gt=0)
     """Smallest standard deviation of a step, normalised action units."""
     sigma_max: float = Field(default=0.2, gt=0)
@@ -65,7 +73,7 @@ class FlowPolicyConfig(Config):
     noise_scale: Literal["sigma", "sigma_sqrt_dt"] = "sigma"
     """Standard deviation of a step: sigma (official), or sigma / sqrt(K), independent of K."""
     log_prob: Literal["mean", "sum"] = "mean"
-    """How the K steps combine (spec 11.12)."""
+    """How the stochastic steps combine (spec 11.12)."""
     time_sampling: Literal["uniform", "official"] = "official"
     """Flow times of pre-training; `official` leans to the clean end (spec 4.3, defect 30)."""
 
@@ -73,6 +81,8 @@ class FlowPolicyConfig(Config):
     def _consistent(self) -> "FlowPolicyConfig":
         if self.sigma_min > self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} is above sigma_max {self.sigma_max}")
+        if self.noisy_steps is not None and self.noisy_steps > self.steps:
+            raise ValueError(f"noisy_steps {self.noisy_steps} is above steps {self.steps}")
         return self
 
     @classmethod
@@ -158,7 +168,8 @@ class FlowTrace:
     """The stochastic path of a proposal.
 
     Attributes:
-        chain: float32 [P, n, K + 1, T, A], normalised; entry 0 is noise, entry K the actions.
+        chain: float32 [P, n, k + 1, T, A], normalised, before and after each of the k stochastic
+            steps (all K by default); the last entry holds the actions.
         context: the frozen context that it was drawn under.
     """
 
@@ -218,7 +229,7 @@ class FlowPolicy(nn.Module):
         shared_start: bool = False,
         share: Share | None = None,
     ) -> Proposal:
-        """Draw n chunks a scene by K stochastic flow steps.
+        """Draw n chunks a scene by K flow steps, the last `noisy_steps` of them stochastic.
 
         Args:
             observation: P scenes.
@@ -239,11 +250,13 @@ class FlowPolicy(nn.Module):
         context = self.encode(observation)
         flow, sigma = self._conditions(context)
         x = self._noise(len(observation), 1 if shared_start else n, generator, share)
+        for k in range(self.config.steps - self._noisy):  # the same for a whole group
+            x = x - self._velocity(k, x, flow) / self.config.steps
         x = x.expand(-1, n, -1, -1)
         chain, total = [x], torch.zeros_like(x)
-        for k in range(self.config.steps):
+        for k in range(self.config.steps - self._noisy, self.config.steps):
             mean, log_sigma = self._moments(k, x, flow, sigma)
-            x = mean + log_sigma.exp() * self._noise(len(observation), n, generator, share)
+            x = mean + log_sigma.exp() * self._step_noise(len(observation), n, generator, share)
             total = total + _score(x, mean, log_sigma)
             chain.append(x)
         trace = FlowTrace(torch.stack(chain, dim=2), context)
@@ -260,9 +273,9 @@ class FlowPolicy(nn.Module):
             ShapeError: the proposal is not this policy's, or of another number of scenes.
         """
         trace = proposal.trace
-        if not isinstance(trace, FlowTrace) or trace.chain.shape[2] != self.config.steps + 1:
+        if not isinstance(trace, FlowTrace) or trace.chain.shape[2] != self._noisy + 1:
             raise ShapeError(
-                f"log_prob: expected a proposal of a flow policy with {self.config.steps} steps"
+                f"log_prob: expected a proposal of a flow policy with {self._noisy} noisy steps"
             )
         if len(observation) != len(trace.chain):
             raise ShapeError(
@@ -272,12 +285,13 @@ class FlowPolicy(nn.Module):
         flow, sigma = self._conditions(trace.context)
         chain = trace.chain
         total, spread = torch.zeros_like(chain[:, :, 0]), torch.zeros_like(chain[:, :, 0])
-        for k in range(self.config.steps):
-            mean, log_sigma = self._moments(k, chain[:, :, k], flow, sigma)
-            total = total + _score(chain[:, :, k + 1], mean, log_sigma)
+        first = self.config.steps - self._noisy
+        for number in range(self._noisy):
+            mean, log_sigma = self._moments(first + number, chain[:, :, number], flow, sigma)
+            total = total + _score(chain[:, :, number + 1], mean, log_sigma)
             spread = spread + log_sigma
-        # Over K, not K + 1 (defect 16); entropy of a Gaussian = log sigma + 0.5 log(2 pi e).
-        entropy = spread / self.config.steps + (HALF_LOG_2PI + 0.5)
+        # Over steps, not states (defect 16); entropy of a Gaussian = log sigma + 0.5 log(2 pi e).
+        entropy = spread / self._noisy + (HALF_LOG_2PI + 0.5)
         return LogProb(self._combine(total), entropy)
 
     @torch.no_grad()
@@ -449,6 +463,11 @@ class FlowPolicy(nn.Module):
             policy.sigma_net.set_bounds(config.sigma_min, config.sigma_max)
         return policy
 
+    @property
+    def _noisy(self) -> int:
+        """Stochastic steps of a sample."""
+        return self.config.noisy_steps or self.config.steps
+
     def _dit(self, size: HeadConfig) -> DiT:
         config = self.config
         return DiT(
@@ -499,7 +518,7 @@ class FlowPolicy(nn.Module):
         return mean, log_sigma
 
     def _combine(self, total: Tensor) -> Tensor:
-        return total / self.config.steps if self.config.log_prob == "mean" else total
+        return total / self._noisy if self.config.log_prob == "mean" else total
 
     def _noise(
         self, scenes: int, n: int, generator: torch.Generator, share: Share | None = None
@@ -510,6 +529,15 @@ class FlowPolicy(nn.Module):
         if share is not None:
             noise = noise[share.rows.to(noise.device)]
         return noise.to(self.sigma_net.log_std_min.device)
+
+    def _step_noise(
+        self, scenes: int, n: int, generator: torch.Generator, share: Share | None
+    ) -> Tensor:
+        own, common = self._noise(scenes, n, generator, share), self.config.noise_correlation
+        if not common:
+            return own
+        shared = self._noise(scenes, n, generator, share)[:, :, :1]
+        return math.sqrt(1 - common) * own + math.sqrt(common) * shared
 
     def _times(self, scenes: int, generator: torch.Generator, share: Share | None = None) -> Tensor:
         drawn = scenes if share is None else share.total

@@ -25,7 +25,6 @@ from vlarft.rft.run import RunResult, run_rft, stacked
 
 BASE = "base"
 SAME_BASE = 5e-4  # of its relative change: what another machine's rounding may do
-POLICY = "policy."  # settings with this prefix change the starting policy's configuration
 
 
 class AblationConfig(Config):
@@ -38,8 +37,8 @@ class AblationConfig(Config):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Seeds of every variation."""
     groups: dict[str, dict[str, tuple[str, ...]]]
-    """Name of a group -> name of a variation -> its settings, `key=value`; `policy.` reaches the
-    policy's configuration. No settings: the base, which runs once."""
+    """Name of a group -> name of a variation -> its settings, `key=value`. No settings: the
+    base, which runs once."""
 
     @model_validator(mode="after")
     def _names_are_folders(self) -> Self:
@@ -108,14 +107,14 @@ def run_ablations(
     """
     base_config = load_config(RFTConfig, config.rft, config.rft_set)
     plans = {name: _plan(config, settings) for _, name, settings in variations(config)}
-    for changed in {changed for _, changed in plans.values()}:
+    for changed in {wanted.exploration.settings() for wanted in plans.values()}:
         FlowPolicy.from_pretrained(policy, settings=changed)  # refuses before anything runs
-    for wanted, _ in plans.values():
+    for wanted in plans.values():
         load_classifier(engine, wanted.reward)  # likewise
     results: dict[str, list[RunResult]] = {}
     before: dict[tuple[str, ...], Evaluation] = {}  # by starting policy
-    for name, (wanted, changed) in plans.items():
-        done = []
+    for name, wanted in plans.items():
+        done, changed = [], wanted.exploration.settings()
         for seed in config.seeds:
             start = FlowPolicy.from_pretrained(policy, settings=changed)
             result = run_rft(
@@ -251,11 +250,9 @@ def _words(change: Change, unit: str = "%") -> str:
     return f"{100 * change.relative:+.1f}{unit} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _plan(config: AblationConfig, settings: Sequence[str]) -> tuple[RFTConfig, tuple[str, ...]]:
-    """A variation's configuration and the settings of its policy."""
-    own = [text for text in settings if not text.startswith(POLICY)]
-    wanted = load_config(RFTConfig, config.rft, [*config.rft_set, *own])
-    return wanted, tuple(text.removeprefix(POLICY) for text in settings if text.startswith(POLICY))
+def _plan(config: AblationConfig, settings: Sequence[str]) -> RFTConfig:
+    """A variation's configuration."""
+    return load_config(RFTConfig, config.rft, [*config.rft_set, *settings])
 
 
 def _row(

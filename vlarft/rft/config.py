@@ -67,6 +67,23 @@ class AdvantageConfig(Config):
     """A group also needs this many times the measured noise floor of the reward."""
 
 
+class ExplorationConfig(Config):
+    """How a flow policy's rollouts differ from each other; null = as its own configuration says."""
+
+    noisy_steps: Positive | None = None
+    """The last steps of the flow that are stochastic; the paper: all K."""
+    noise_correlation: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Correlation of the noise between a chunk's actions; the paper: 0."""
+    sigma_min: Annotated[float, Field(gt=0)] | None = None
+    """Smallest standard deviation of a noisy step, normalised action units; the paper: 0.08."""
+    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    """Largest; the paper: 0.2."""
+
+    def settings(self) -> tuple[str, ...]:
+        """As changes of a policy's configuration, key=value."""
+        return tuple(f"{key}={value}" for key, value in self if value is not None)
+
+
 class GateConfig(Config):
     """Groups whose next frames the world model does not know count less."""
 
@@ -177,6 +194,7 @@ class RFTConfig(Config):
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go beside `metrics.jsonl`."""
     reward: RewardConfig = RewardConfig()
+    exploration: ExplorationConfig = ExplorationConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     gate: GateConfig = GateConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

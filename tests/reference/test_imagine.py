@@ -113,6 +113,14 @@ def test_greedy_tokens_equal_uncached_generation():
     assert tokens.unique().numel() > 5  # the model does not just repeat itself
 
 
+def test_one_scene_and_one_key_value_head():
+    """Where a view of queries, keys and values in one tensor has no row stride of its own."""
+    model = llama(num_key_value_heads=1)
+    prompts, actions = random_ids(2, 9), random_ids(2, 3, 2, 4, seed=2, low=CODES)
+    both = run(model, prompts, actions, 5, greedy(2))
+    assert torch.equal(run(model, prompts[:1], actions[:1], 5, greedy(1)), both[:1])
+
+
 def test_bfloat16_stays_as_near_as_transformers_does():
     model, prompts, own = llama(), random_ids(2, 11), random_ids(2, 12, seed=1)
     with torch.inference_mode():

@@ -296,7 +296,7 @@ def _two_level_attention(
     groups, prompt = heads // kv_heads, prefix_keys.shape[2]
     queries = q.view(scenes, members, width, kv_heads, groups, dim).permute(0, 3, 1, 4, 2, 5)
     near_q = queries.reshape(scenes * kv_heads * members, groups * width, dim)
-    far_q = near_q.view(scenes * kv_heads, members * groups * width, dim)
+    far_q = near_q.reshape(scenes * kv_heads, members * groups * width, dim)
 
     far = torch.bmm(far_q, prefix_keys.flatten(0, 1).transpose(1, 2))
     near = torch.bmm(near_q, own_keys.flatten(0, 2).transpose(1, 2))

@@ -90,6 +90,8 @@ class Imaginer:
         tensors: float32 weights under transformers' names, "rotary.cos" and "rotary.sin"
             [positions, head_dim / 2]; copied.
         dtype: "float32" or "bfloat16" storage.
+        cache_dtype: "float8_e4m3fn": keys and values are rounded to it (and stored in dtype);
+            empty: as they are.
         kernels: one of runnable_kernels(); empty: VLARFT_CPU, or the best.
     """
 
@@ -99,6 +101,7 @@ class Imaginer:
         tensors: Mapping[str, _SupportsDLPack],
         *,
         dtype: str = "float32",
+        cache_dtype: str = "",
         kernels: str = "",
     ) -> None: ...
     @property
@@ -179,6 +182,7 @@ class CudaImaginer:
     """Token generation on a GPU; arguments as of Imaginer, streams as CUDA's handles.
 
     Args:
+        cache_dtype: "float8_e4m3fn": keys and values are stored so; empty: in dtype.
         device: index of the GPU.
         stream: on which the weights are copied.
     """
@@ -189,6 +193,7 @@ class CudaImaginer:
         tensors: Mapping[str, _SupportsDLPack],
         *,
         dtype: str = "float32",
+        cache_dtype: str = "",
         device: int,
         stream: int,
     ) -> None: ...

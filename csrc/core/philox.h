@@ -7,11 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define VLARFT_HOST_DEVICE __host__ __device__
-#else
-#define VLARFT_HOST_DEVICE
-#endif
+#include "core/host_device.h"
 
 namespace vlarft {
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/errors.h"
+#include "core/float8.h"
 
 namespace vlarft::imagine {
 namespace {
@@ -148,7 +149,8 @@ Transformer::Transformer(const ModelConfig& config, const Tensors& tensors, cons
     : config_(config),
       kernels_(kernels),
       gemm_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16),
-      gemm_kv_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16_kv) {
+      gemm_kv_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16_kv),
+      scales_(cache_scales(config, tensors)) {
   const auto tensor = [&](const std::string& name) { return tensor_named(tensors, name); };
   const auto rows_of = [](const float* data, int64_t rows, int64_t width) {
     std::vector<const float*> out;
@@ -325,6 +327,21 @@ void Transformer::norm_and_pack(const float* x, const float* weight, int64_t m, 
   });
 }
 
+// What a GPU reads back from its float8 cache, of one token. Here it is stored as the weights are:
+// the same error, and no memory saved.
+void Transformer::round_to_float8(int64_t layer, float* keys, float* values) const {
+  for (int64_t head = 0; head < config_.kv_heads; ++head) {
+    const auto at = static_cast<size_t>(layer * config_.kv_heads + head);
+    const auto round = [&](float* entries, float scale) {
+      for (int64_t d = 0; d < config_.head_dim; ++d) {
+        entries[d] = from_float8(to_float8(entries[d] / scale)) * scale;
+      }
+    };
+    round(keys + head * config_.head_dim, scales_.keys[at]);
+    round(values + head * config_.head_dim, scales_.values[at]);
+  }
+}
+
 void Transformer::rotate_and_store(int64_t layer, Pass& pass) const {
   const int64_t half = config_.head_dim / 2;
   for_rows(pass.pool, pass.m(), pass.work.qkv_stride, [&](int64_t first, int64_t end, int) {
@@ -342,8 +359,9 @@ void Transformer::rotate_and_store(int64_t layer, Pass& pass) const {
           high[d] = b * cos[d] + a * sin[d];
         }
       }
-      const float* keys = line + config_.heads * config_.head_dim;
-      const float* values = keys + config_.kv_heads * config_.head_dim;
+      float* keys = line + config_.heads * config_.head_dim;
+      float* values = keys + config_.kv_heads * config_.head_dim;
+      if (config_.cache == CacheStorage::kFloat8) round_to_float8(layer, keys, values);
       Cache& own = *pass.rows[static_cast<size_t>(token.row)].own;
       for (int64_t head = 0; head < config_.kv_heads; ++head) {
         own.write(layer, head, token.place, keys + head * config_.head_dim,

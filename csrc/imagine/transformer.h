@@ -95,6 +95,7 @@ class Transformer {
   void norm_and_pack(const float* x, const float* weight, int64_t m, void* packed,
                      int64_t tile_stride, Workspace& work, ThreadPool& pool) const;
   void rotate_and_store(int64_t layer, Pass& pass) const;
+  void round_to_float8(int64_t layer, float* keys, float* values) const;
   void attend(int64_t layer, Pass& pass) const;
   void attend_block(int64_t layer, int64_t head, int64_t first, int64_t end, int thread,
                     Pass& pass) const;
@@ -107,6 +108,7 @@ class Transformer {
   std::vector<Layer> layers_;
   std::unique_ptr<Matrix> head_;
   Buffer embedding_, norms_, cos_, sin_;
+  CacheScales scales_;
   int64_t weight_bytes_ = 0;
 };
 

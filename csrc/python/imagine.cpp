@@ -47,7 +47,8 @@ int64_t positive(const py::dict& values, const char* name) {
   return value;
 }
 
-ModelConfig read_config(const py::dict& values, const std::string& dtype) {
+ModelConfig read_config(const py::dict& values, const std::string& dtype,
+                        const std::string& cache_dtype) {
   ModelConfig c;
   c.layers = positive(values, "layers");
   c.hidden = positive(values, "hidden");
@@ -68,6 +69,12 @@ ModelConfig read_config(const py::dict& values, const std::string& dtype) {
     c.storage = imagine::Storage::kBfloat16;
   } else if (dtype != "float32") {
     throw DtypeError("Imaginer: dtype '" + dtype + "'; allowed: float32, bfloat16");
+  }
+  if (cache_dtype == "float8_e4m3fn") {
+    c.cache = imagine::CacheStorage::kFloat8;
+  } else if (!cache_dtype.empty()) {
+    throw DtypeError("Imaginer: cache_dtype '" + cache_dtype +
+                     "'; allowed: float8_e4m3fn, or empty for that of the weights");
   }
   return c;
 }
@@ -111,8 +118,9 @@ Weights read_weights(const ModelConfig& c, const py::dict& tensors) {
 }
 
 std::unique_ptr<Imaginer> make(const py::dict& config, const py::dict& tensors,
-                               const std::string& dtype, const std::string& kernels) {
-  const ModelConfig c = read_config(config, dtype);
+                               const std::string& dtype, const std::string& cache_dtype,
+                               const std::string& kernels) {
+  const ModelConfig c = read_config(config, dtype, cache_dtype);
   const Weights weights = read_weights(c, tensors);
   const imagine::Kernels& chosen = kernels.empty() ? imagine::kernels() : imagine::kernels(kernels);
   const py::gil_scoped_release unlocked;
@@ -332,8 +340,9 @@ using CudaImaginer = imagine::cuda::Imaginer;
 using CudaPrompt = imagine::cuda::Prompt;
 
 std::unique_ptr<CudaImaginer> make_cuda(const py::dict& config, const py::dict& tensors,
-                                        const std::string& dtype, int device, uintptr_t stream) {
-  const ModelConfig c = read_config(config, dtype);
+                                        const std::string& dtype, const std::string& cache_dtype,
+                                        int device, uintptr_t stream) {
+  const ModelConfig c = read_config(config, dtype, cache_dtype);
   const Weights weights = read_weights(c, tensors);
   const py::gil_scoped_release unlocked;
   return std::make_unique<CudaImaginer>(c, weights.pointers, device, stream);
@@ -414,7 +423,7 @@ void bind_cuda(py::module_& m) {
       .def_readonly("bytes", &CudaPrompt::bytes);
   py::class_<CudaImaginer>(m, "CudaImaginer", "Token generation of a world model on a GPU.")
       .def(py::init(&make_cuda), "config"_a, "tensors"_a, py::kw_only(), "dtype"_a = "float32",
-           "device"_a, "stream"_a)
+           "cache_dtype"_a = "", "device"_a, "stream"_a)
       .def_property_readonly("kernels", [](const CudaImaginer&) { return "cuda"; })
       .def_property_readonly("weight_bytes", &CudaImaginer::weight_bytes)
       .def_property_readonly("capture_seconds", &CudaImaginer::capture_seconds)
@@ -447,7 +456,7 @@ void bind_imagine(py::module_& m) {
       .def_property_readonly("bytes", [](const Prompt& p) { return p.cache.bytes(); });
   py::class_<Imaginer>(m, "Imaginer", "Token generation of a world model on the CPU.")
       .def(py::init(&make), "config"_a, "tensors"_a, py::kw_only(), "dtype"_a = "float32",
-           "kernels"_a = "")
+           "cache_dtype"_a = "", "kernels"_a = "")
       .def_property_readonly("kernels",
                              [](const Imaginer& i) { return i.transformer().kernels().name; })
       .def_property_readonly("weight_bytes",

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "core/cuda/intrinsics.h"
+#include "core/float8.h"
 
 namespace vlarft::cuda {
 
@@ -61,6 +62,8 @@ template <class T>
 __host__ __device__ T stored(float x) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
+  } else if constexpr (std::is_same_v<T, Float8>) {
+    return to_float8(x);
   } else {
     return to_bf16(x);
   }
@@ -88,6 +91,35 @@ inline __host__ __device__ float high_of(Pair<float> x) { return x.high; }
 inline __host__ __device__ float low_of(Pair<Bf16> x) { return bits_as_float(x.bits << 16); }
 inline __host__ __device__ float high_of(Pair<Bf16> x) {
   return bits_as_float(x.bits & 0xFFFF0000U);
+}
+
+// 2^120 times both.
+inline __host__ __device__ Pair<Bf16> raised(Pair<Bf16> x) {
+#ifdef __CUDA_ARCH__
+  const __nv_bfloat162 both =
+      __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&x.bits), __float2bfloat162_rn(0x1p120F));
+  return {*reinterpret_cast<const uint32_t*>(&both)};
+#else
+  return pair_of<Bf16>(low_of(x) * 0x1p120F, high_of(x) * 0x1p120F);
+#endif
+}
+
+// Two neighbours stored as float8, in the second and fourth byte of a word; the others are ignored.
+// Exponent and mantissa in bfloat16's places are the same number 2^120 times smaller, subnormal
+// where float8 is: exact, but NaN becomes 480. float8_nan() finds it.
+template <class T>
+__host__ __device__ Pair<T> widen(uint32_t word) {
+  const Pair<Bf16> small = {(word & 0x80008000U) | (word & 0x7F007F00U) >> 4};
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return raised(small);
+  } else {
+    return {low_of(small) * 0x1p120F, high_of(small) * 0x1p120F};
+  }
+}
+
+// Not 0 where one of a word's four float8 is NaN.
+inline __host__ __device__ uint32_t float8_nan(uint32_t word) {
+  return ((word & 0x7F7F7F7FU) + 0x01010101U) & 0x80808080U;
 }
 
 template <class T>

@@ -10,6 +10,9 @@
 // a scene and head merges the pieces in ascending order. So the result of a query depends on the
 // positions it sees and on nothing else.
 //
+// Keys and values are stored as they are multiplied, or as Float8 (1 byte an entry): widened
+// exactly when they are loaded. Their scales are in the weights around attention, see imaginer.cu.
+//
 // Bytes of a layer: keys and values of each scene's prompt once, of each row's own tokens once;
 // partial results 4 (D + 2) a query and piece, from and to L2. Operations: 4 D a query and
 // position.
@@ -22,7 +25,6 @@ namespace vlarft::imagine::cuda {
 
 inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = kAttentionWarps * kWarp;
-inline constexpr int kPositions = 32;  // of a warp
 inline constexpr int kPiece = kAttentionWarps * kPositions;
 inline constexpr float kNothing = -3.0e38F;  // maximum of a piece that a query does not see
 
@@ -45,7 +47,7 @@ struct Piece {
   int scene, head, index;  // index: among all pieces of a query
   int first_token, end_token;
   int first_position, length;  // of the cache that it lies in, tokens held
-  int64_t capacity, room;      // room: positions that may be read
+  int capacity, room;          // room: positions that may be read
   bool own;
   const void* cache;
 };
@@ -82,6 +84,12 @@ __device__ inline Piece piece_of(const Attention& a, int block) {
   return p;
 }
 
+// Four entries a word, read at once.
+template <int kWords>
+struct alignas(kWords < 4 ? 4 * kWords : 16) FourBytes {
+  uint32_t at[kWords];
+};
+
 // One warp's 32 positions against 16 queries: (maximum, sum, output) of each query.
 template <class T, int kDim>
 struct WarpPiece {
@@ -89,12 +97,44 @@ struct WarpPiece {
   FragmentB<T> values[kPositions / 16][kDim / 8];
 
   // Positions beyond the room are not read; those beyond the length are masked.
-  __device__ void load(const T* cache, int first, int64_t capacity, int64_t room) {
+  __device__ void load(const Float8* cache, int first, int capacity, int room) {
+    const int g = lane() / 4, t = lane() % 4;
+    const bool there = first < room;
+    const Pair<T> broken = pair_of<T>(bits_as_float(0x7FC00000U), bits_as_float(0x7FC00000U));
+#pragma unroll
+    for (int n = 0; n < kPositions / 8; ++n) {
+      using Words = FourBytes<kDim / 16>;
+      const int at = (first + n * 8 + g) * kDim + t * (kDim / 4);
+      const Words words = there ? *reinterpret_cast<const Words*>(cache + at) : Words{};
+      uint32_t nan = 0;
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        keys[n][k] = {widen<T>(words.at[k]), widen<T>(words.at[k] << 8)};
+        nan |= float8_nan(words.at[k]);
+      }
+      if (nan != 0) keys[n][0].at[0] = broken;
+    }
+#pragma unroll
+    for (int n = 0; n < kDim / 8; n += 2) {
+      using Words = FourBytes<4>;
+      const int at = (capacity + first) * kDim + (n / 2 * kWarp + lane()) * 16;
+      const Words words = there ? *reinterpret_cast<const Words*>(cache + at) : Words{};
+      uint32_t nan = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        values[i % 2][n + i / 2] = {widen<T>(words.at[i]), widen<T>(words.at[i] << 8)};
+        nan |= float8_nan(words.at[i]);
+      }
+      if (nan != 0) values[0][n].at[0] = values[0][n + 1].at[0] = broken;
+    }
+  }
+
+  __device__ void load(const T* cache, int first, int capacity, int room) {
     const int g = lane() / 4, t = lane() % 4;
     const bool there = first < room;
 #pragma unroll
     for (int n = 0; n < kPositions / 8; ++n) {
-      const T* key = cache + key_index(first + n * 8 + g, 2 * t, kDim);
+      const T* key = cache + key_index<T>(first + n * 8 + g, 2 * t, kDim);
 #pragma unroll
       for (int k = 0; k < kDim / 16; ++k) {
 #pragma unroll
@@ -108,7 +148,8 @@ struct WarpPiece {
     for (int k = 0; k < kPositions / 16; ++k) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const T* value = cache + value_index(first + k * 16 + 8 * half + 2 * t, g, capacity, kDim);
+        const T* value =
+            cache + value_index<T>(first + k * 16 + 8 * half + 2 * t, g, capacity, kDim);
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
           values[k][n].at[half] =
@@ -212,7 +253,7 @@ __device__ void merge_pieces(const Attention& a, int scene, int head) {
   }
 }
 
-template <class T, int kDim>
+template <class T, class C, int kDim>
 __global__ void __launch_bounds__(kAttentionThreads) attention_kernel(Attention a) {
   constexpr int kQueries = 16;
   __shared__ float outputs[kAttentionWarps][kQueries][kDim + 1];
@@ -225,8 +266,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_kernel(Attention 
   const int g = lane() / 4, t = lane() % 4;
   if (p.first_position < p.length) {
     const int first_position = p.first_position + warp() * kPositions;
-    const T* cache =
-        static_cast<const T*>(p.cache) + cache_block(a.layer, a.kv_heads, p.head, p.capacity, kDim);
+    const C* cache =
+        static_cast<const C*>(p.cache) + cache_block(a.layer, a.kv_heads, p.head, p.capacity, kDim);
     WarpPiece<T, kDim> piece;
     piece.load(cache, first_position, p.capacity, p.room);
     for (int first = 0; first < queries; first += kQueries) {

@@ -132,7 +132,8 @@ class Imaginer::Engine {
 
 namespace {
 
-template <class T, int kDim>
+// T: what is multiplied, C: what the cache stores.
+template <class T, class C, int kDim>
 class TypedEngine final : public Imaginer::Engine {
  public:
   TypedEngine(const ModelConfig& c, const Tensors& tensors, int on, cudaStream_t stream);
@@ -144,11 +145,16 @@ class TypedEngine final : public Imaginer::Engine {
   double pass_seconds(int64_t tokens, cudaStream_t stream) override;
   Bytes plan(const Shape& shape) const override;
   bool made(const Prompt& prompt) const override {
-    return std::equal(prompt.layout, prompt.layout + 3, layout_);
+    return std::equal(prompt.layout, prompt.layout + 4, layout_);
   }
 
  private:
-  Matrix pack(const std::vector<const float*>& columns, int64_t depth, cudaStream_t stream);
+  Matrix pack(const std::vector<const float*>& columns, int64_t depth, cudaStream_t stream) {
+    return pack(columns, depth, stream, [](int64_t, int64_t) { return 1.0F; });
+  }
+  template <class Factor>  // (column, k) -> what the weight is multiplied by
+  Matrix pack(const std::vector<const float*>& columns, int64_t depth, cudaStream_t stream,
+              const Factor& factor);
   template <class V>
   Memory upload(const std::vector<V>& values, cudaStream_t stream);
 
@@ -181,15 +187,15 @@ class TypedEngine final : public Imaginer::Engine {
   Matrix head_;
   Memory embedding_, norms_, cosine_, sine_;
   int64_t last_norm_ = 0;
-  int64_t layout_[3] = {};
+  int64_t layout_[4] = {};
   Mapped progress_{3 * sizeof(int32_t)};
 };
 
 // --- weights --------------------------------------------------------------------------------
 
-template <class T, int kDim>
+template <class T, class C, int kDim>
 template <class V>
-Memory TypedEngine<T, kDim>::upload(const std::vector<V>& values, cudaStream_t stream) {
+Memory TypedEngine<T, C, kDim>::upload(const std::vector<V>& values, cudaStream_t stream) {
   const auto count = static_cast<int64_t>(values.size());
   Memory out(count * static_cast<int64_t>(sizeof(V)), stream);
   copy_in(out.as<V>(), values.data(), count, stream);
@@ -198,10 +204,11 @@ Memory TypedEngine<T, kDim>::upload(const std::vector<V>& values, cudaStream_t s
   return out;
 }
 
-// Columns are rows of the given matrices; null ones are zero.
-template <class T, int kDim>
-Matrix TypedEngine<T, kDim>::pack(const std::vector<const float*>& columns, int64_t depth,
-                                  cudaStream_t stream) {
+// Columns are rows of the given matrices.
+template <class T, class C, int kDim>
+template <class Factor>
+Matrix TypedEngine<T, C, kDim>::pack(const std::vector<const float*>& columns, int64_t depth,
+                                     cudaStream_t stream, const Factor& factor) {
   Matrix out;
   const int64_t tiles = parts(static_cast<int64_t>(columns.size()), kColumns);
   out.steps = to_int(parts(depth, kStep));
@@ -213,7 +220,9 @@ Matrix TypedEngine<T, kDim>::pack(const std::vector<const float*>& columns, int6
     const int64_t g = i % kWarp / 4, t = i % 4;
     const int64_t step = i / kWarp % out.steps, column = i / kWarp / out.steps * kColumns + g;
     const float* from = column < out.columns ? columns[static_cast<size_t>(column)] : nullptr;
-    const auto value = [&](int64_t k) { return from != nullptr && k < depth ? from[k] : 0.0F; };
+    const auto value = [&](int64_t k) {
+      return from != nullptr && k < depth ? from[k] * factor(column, k) : 0.0F;
+    };
     for (int half = 0; half < 2; ++half) {
       for (int part = 0; part < 2; ++part) {
         const int64_t k = step * kStep + half * 16 + part * 8 + 2 * t;
@@ -225,16 +234,18 @@ Matrix TypedEngine<T, kDim>::pack(const std::vector<const float*>& columns, int6
   return out;
 }
 
-template <class T, int kDim>
-TypedEngine<T, kDim>::TypedEngine(const ModelConfig& c, const Tensors& tensors, int on,
-                                  cudaStream_t stream) {
+template <class T, class C, int kDim>
+TypedEngine<T, C, kDim>::TypedEngine(const ModelConfig& c, const Tensors& tensors, int on,
+                                     cudaStream_t stream) {
   config = c;
   device = on;
   layout_[0] = c.layers;
   layout_[1] = c.kv_heads;
-  layout_[2] = kDim * static_cast<int64_t>(sizeof(T));
+  layout_[2] = kDim;
+  layout_[3] = sizeof(C);
   const auto tensor = [&](const std::string& name) { return tensor_named(tensors, name); };
   const int64_t wide = c.heads * c.head_dim, half = c.head_dim / 2;
+  const CacheScales scales = cache_scales(c, tensors);
   std::vector<float> norms;
   const auto place_norm = [&](const std::string& name) {
     const auto at = static_cast<int64_t>(norms.size());
@@ -272,8 +283,20 @@ TypedEngine<T, kDim>::TypedEngine(const ModelConfig& c, const Tensors& tensors, 
     }
     const float* lowered = tensor(at + "mlp.down_proj.weight");
     for (int64_t r = 0; r < c.hidden; ++r) down.push_back(lowered + r * c.ffn);
-    layer.qkv = pack(qkv, c.hidden, stream);
-    layer.out = pack(out, wide, stream);
+    // The cache holds keys and values divided by their scales, which are powers of two: queries
+    // and the output projection bring them back, and no kernel knows of them.
+    const auto kv_head = [&](int64_t head) {
+      return i * c.kv_heads + head / (c.heads / c.kv_heads);
+    };
+    layer.qkv = pack(qkv, c.hidden, stream, [&](int64_t column, int64_t) {
+      const int64_t head = column / c.head_dim, key = head - c.heads, value = key - c.kv_heads;
+      if (key < 0) return scales.keys[static_cast<size_t>(kv_head(head))];
+      return value < 0 ? 1 / scales.keys[static_cast<size_t>(i * c.kv_heads + key)]
+                       : 1 / scales.values[static_cast<size_t>(i * c.kv_heads + value)];
+    });
+    layer.out = pack(out, wide, stream, [&](int64_t, int64_t k) {
+      return scales.values[static_cast<size_t>(kv_head(k / c.head_dim))];
+    });
     layer.gate_up = pack(gate_up, c.hidden, stream);
     layer.down = pack(down, c.ffn, stream);
     layers_.push_back(std::move(layer));
@@ -296,8 +319,8 @@ TypedEngine<T, kDim>::TypedEngine(const ModelConfig& c, const Tensors& tensors, 
 
 // --- memory ---------------------------------------------------------------------------------
 
-template <class T, int kDim>
-Work TypedEngine<T, kDim>::carve_work(Carver& carver, const PassSizes& sizes) const {
+template <class T, class C, int kDim>
+Work TypedEngine<T, C, kDim>::carve_work(Carver& carver, const PassSizes& sizes) const {
   const int64_t pieces = sizes.prefix_pieces + sizes.own_pieces;
   const int64_t lines = sizes.tokens * config.heads * pieces;
   Work w{};
@@ -312,8 +335,8 @@ Work TypedEngine<T, kDim>::carve_work(Carver& carver, const PassSizes& sizes) co
   return w;
 }
 
-template <class T, int kDim>
-Pass TypedEngine<T, kDim>::carve_pass(Carver& carver, const PassSizes& sizes) const {
+template <class T, class C, int kDim>
+Pass TypedEngine<T, C, kDim>::carve_pass(Carver& carver, const PassSizes& sizes) const {
   Pass p{};
   p.counts = carver.take<int32_t>(2);
   p.tokens = carver.take<Token>(sizes.tokens);
@@ -327,8 +350,8 @@ Pass TypedEngine<T, kDim>::carve_pass(Carver& carver, const PassSizes& sizes) co
   return p;
 }
 
-template <class T, int kDim>
-PassSizes TypedEngine<T, kDim>::rollout_sizes(const Shape& shape) const {
+template <class T, class C, int kDim>
+PassSizes TypedEngine<T, C, kDim>::rollout_sizes(const Shape& shape) const {
   const int64_t rows = shape.rows();
   return {shape.scenes,
           rows,
@@ -339,23 +362,23 @@ PassSizes TypedEngine<T, kDim>::rollout_sizes(const Shape& shape) const {
           rows * shape.width};
 }
 
-template <class T, int kDim>
-PassSizes TypedEngine<T, kDim>::prefill_sizes(int64_t scenes, int64_t length) const {
+template <class T, class C, int kDim>
+PassSizes TypedEngine<T, C, kDim>::prefill_sizes(int64_t scenes, int64_t length) const {
   const int64_t rows = std::min(scenes, kPrefillScenes);
   const int64_t tokens = rows * std::min(length, kPrefillTokens);
   return {rows, rows, tokens, 0, parts(length, kPiece), 1, tokens};
 }
 
-template <class T, int kDim>
-Rollout TypedEngine<T, kDim>::carve_rollout(Carver& carver, const Shape& shape,
-                                            bool couples) const {
+template <class T, class C, int kDim>
+Rollout TypedEngine<T, C, kDim>::carve_rollout(Carver& carver, const Shape& shape,
+                                               bool couples) const {
   const PassSizes sizes = rollout_sizes(shape);
   const int64_t rows = sizes.rows, width = shape.width;
   Rollout r{};
   r.pass = carve_pass(carver, sizes);
   r.work = carve_work(carver, sizes);
-  r.pass.prefix_capacity = up(shape.prompt, kPositions);
-  r.pass.own_capacity = r.pass.own_room = suffix_capacity(shape);
+  r.pass.prefix_capacity = to_int(up(shape.prompt, kPositions));
+  r.pass.own_capacity = r.pass.own_room = to_int(suffix_capacity(shape));
   r.rows.states = carver.take<RowState>(rows);
   r.rows.input = carver.take<int32_t>(rows * (shape.action_dim + width));
   r.rows.source = carver.take<int32_t>(rows * width);
@@ -373,27 +396,27 @@ Rollout TypedEngine<T, kDim>::carve_rollout(Carver& carver, const Shape& shape,
   r.members = carver.take<uint32_t>(shape.rows_a_scene);
   r.sampling = carver.take<Sampling>(1);
   r.suffixes =
-      reinterpret_cast<std::byte*>(carver.take<T>(rows * cache_elements(suffix_capacity(shape))));
+      reinterpret_cast<std::byte*>(carver.take<C>(rows * cache_elements(suffix_capacity(shape))));
   return r;
 }
 
 // At least so much in one piece; graphs hold its addresses.
-template <class T, int kDim>
-void TypedEngine<T, kDim>::hold(int64_t bytes, cudaStream_t stream) {
+template <class T, class C, int kDim>
+void TypedEngine<T, C, kDim>::hold(int64_t bytes, cudaStream_t stream) {
   if (arena.bytes() >= bytes) return;
   graphs.clear();
   arena = Memory();  // before the larger one is taken
   arena = Memory(bytes, stream);
 }
 
-template <class T, int kDim>
-Bytes TypedEngine<T, kDim>::plan(const Shape& shape) const {
+template <class T, class C, int kDim>
+Bytes TypedEngine<T, C, kDim>::plan(const Shape& shape) const {
   Carver rollout(nullptr), prefill(nullptr);
   carve_rollout(rollout, shape, true);
   const PassSizes sizes = prefill_sizes(shape.scenes, shape.prompt);
   carve_pass(prefill, sizes);
   carve_work(prefill, sizes);
-  const auto element = static_cast<int64_t>(sizeof(T));
+  const auto element = static_cast<int64_t>(sizeof(C));
   const int64_t suffix = shape.rows() * cache_elements(suffix_capacity(shape)) * element;
   return {weight_bytes, shape.scenes * cache_elements(up(shape.prompt, kPositions)) * element,
           suffix, std::max(rollout.used() - suffix, prefill.used() - suffix)};
@@ -401,12 +424,12 @@ Bytes TypedEngine<T, kDim>::plan(const Shape& shape) const {
 
 // --- a pass ---------------------------------------------------------------------------------
 
-template <class T, int kDim>
+template <class T, class C, int kDim>
 template <bool kNorm, int kColumnTiles, class Store>
-void TypedEngine<T, kDim>::multiply(const char* what, const Matrix& matrix, const void* rows,
-                                    int64_t row_stride, int64_t norm, const Logit* of,
-                                    const int32_t* count, int64_t most, bool wide,
-                                    const Store& store, cudaStream_t stream) {
+void TypedEngine<T, C, kDim>::multiply(const char* what, const Matrix& matrix, const void* rows,
+                                       int64_t row_stride, int64_t norm, const Logit* of,
+                                       const int32_t* count, int64_t most, bool wide,
+                                       const Store& store, cudaStream_t stream) {
   constexpr int kRowTiles = 2;
   Product p{};
   p.weights = matrix.weights.template as<void>();
@@ -430,9 +453,9 @@ void TypedEngine<T, kDim>::multiply(const char* what, const Matrix& matrix, cons
   }
 }
 
-template <class T, int kDim>
-void TypedEngine<T, kDim>::run(const Pass& pass, const Work& work, const PassSizes& sizes,
-                               bool logits, cudaStream_t stream) {
+template <class T, class C, int kDim>
+void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const PassSizes& sizes,
+                                  bool logits, cudaStream_t stream) {
   const auto heads = to_int(config.heads), kv_heads = to_int(config.kv_heads);
   const bool wide = sizes.typical > kNarrowRows;
   const int64_t attended_stride = stride(config.heads * config.head_dim);
@@ -444,15 +467,15 @@ void TypedEngine<T, kDim>::run(const Pass& pass, const Work& work, const PassSiz
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Range range("layer " + std::to_string(i));
     const Layer& layer = layers_[i];
-    const StoreQkv<T> qkv{pass,
-                          static_cast<T*>(work.queries),
-                          cosine_.as<float>(),
-                          sine_.as<float>(),
-                          to_int(static_cast<int64_t>(i)),
-                          heads,
-                          kv_heads,
-                          to_int(config.head_dim),
-                          kDim};
+    const StoreQkv<T, C> qkv{pass,
+                             static_cast<T*>(work.queries),
+                             cosine_.as<float>(),
+                             sine_.as<float>(),
+                             to_int(static_cast<int64_t>(i)),
+                             heads,
+                             kv_heads,
+                             to_int(config.head_dim),
+                             kDim};
     multiply<true, 2>("query, key, value", layer.qkv, work.x, x_stride(), layer.input_norm, nullptr,
                       count, sizes.tokens, wide, qkv, stream);
     if (!logits && i + 1 == layers_.size()) return;
@@ -473,7 +496,7 @@ void TypedEngine<T, kDim>::run(const Pass& pass, const Work& work, const PassSiz
     a.scale = static_cast<float>(std::pow(static_cast<double>(config.head_dim), -0.5));
     const int64_t blocks =
         kv_heads * (sizes.scenes * sizes.prefix_pieces + sizes.rows * sizes.own_pieces);
-    launch("attention", attention_kernel<T, kDim>, grid(blocks), kAttentionThreads, stream, a);
+    launch("attention", attention_kernel<T, C, kDim>, grid(blocks), kAttentionThreads, stream, a);
     multiply<false, 1>("attention's output", layer.out, work.attended, attended_stride, 0, nullptr,
                        count, sizes.tokens, wide, residual, stream);
     const StoreGated<T> gated{static_cast<T*>(work.gated), to_int(stride(config.ffn))};
@@ -489,21 +512,19 @@ void TypedEngine<T, kDim>::run(const Pass& pass, const Work& work, const PassSiz
 
 // --- prefill --------------------------------------------------------------------------------
 
-template <class T, int kDim>
-std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t* ids,
-                                                                   int64_t scenes, int64_t length,
-                                                                   cudaStream_t stream,
-                                                                   const Poll& poll) {
+template <class T, class C, int kDim>
+std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
+    const int32_t* ids, int64_t scenes, int64_t length, cudaStream_t stream, const Poll& poll) {
   const int64_t capacity = up(length, kPositions);
   std::vector<std::shared_ptr<Prompt>> prompts;
   for (int64_t p = 0; p < scenes; ++p) {
     auto prompt = std::make_shared<Prompt>();
-    const auto bytes = cache_elements(capacity) * static_cast<int64_t>(sizeof(T));
+    const auto bytes = cache_elements(capacity) * static_cast<int64_t>(sizeof(C));
     const auto memory = std::make_shared<Memory>(bytes, stream);
     prompt->cache = {memory, memory->template as<void>()};
     prompt->length = length;
     prompt->bytes = bytes;
-    std::copy_n(layout_, 3, prompt->layout);
+    std::copy_n(layout_, 4, prompt->layout);
     prompts.push_back(std::move(prompt));
   }
   const PassSizes most = prefill_sizes(scenes, length);
@@ -525,14 +546,14 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t
       Carver carver(arena.as<void>());
       Pass pass = carve_pass(carver, sizes);
       const Work work = carve_work(carver, sizes);
-      pass.prefix_capacity = pass.own_capacity = capacity;
-      pass.own_room = capacity - done;
+      pass.prefix_capacity = pass.own_capacity = to_int(capacity);
+      pass.own_room = to_int(capacity - done);
       const std::vector<int32_t> counts = {to_int(sizes.tokens), 0};
       std::vector<Token> tokens;
       std::vector<int32_t> first_token = {0}, prefix_length;
       std::vector<void*> prefix, own;
       for (int64_t r = 0; r < together; ++r) {
-        T* cache = static_cast<T*>(prompts[static_cast<size_t>(first + r)]->cache.get());
+        C* cache = static_cast<C*>(prompts[static_cast<size_t>(first + r)]->cache.get());
         prefix.push_back(cache);
         own.push_back(cache + done * kDim);  // both keys and values move on by so many positions
         prefix_length.push_back(to_int(done));
@@ -558,9 +579,9 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, kDim>::prefill(const int32_t
 
 // --- rollout --------------------------------------------------------------------------------
 
-template <class T, int kDim>
-void TypedEngine<T, kDim>::queue_pass(const Rollout& r, const PassSizes& sizes,
-                                      cudaStream_t stream) {
+template <class T, class C, int kDim>
+void TypedEngine<T, C, kDim>::queue_pass(const Rollout& r, const PassSizes& sizes,
+                                         cudaStream_t stream) {
   launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
   run(r.pass, r.work, sizes, true, stream);
   SampleRows s{};
@@ -578,9 +599,9 @@ void TypedEngine<T, kDim>::queue_pass(const Rollout& r, const PassSizes& sizes,
   launch("sampling", sample_kernel, grid(sizes.logits), kSamplerThreads, stream, s);
 }
 
-template <class T, int kDim>
-const Graph& TypedEngine<T, kDim>::graph_of(const GraphKey& key, const Rollout& r,
-                                            const PassSizes& sizes) {
+template <class T, class C, int kDim>
+const Graph& TypedEngine<T, C, kDim>::graph_of(const GraphKey& key, const Rollout& r,
+                                               const PassSizes& sizes) {
   const auto found = std::find_if(graphs.begin(), graphs.end(),
                                   [&](const CapturedGraph& g) { return g.key == key; });
   if (found != graphs.end()) {
@@ -595,9 +616,9 @@ const Graph& TypedEngine<T, kDim>::graph_of(const GraphKey& key, const Rollout& 
   return graphs.front().graph;
 }
 
-template <class T, int kDim>
-Stats TypedEngine<T, kDim>::imagine(const Request& request, const Prompts& prompts,
-                                    cudaStream_t stream, const Poll& poll, int32_t* tokens) {
+template <class T, class C, int kDim>
+Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& prompts,
+                                       cudaStream_t stream, const Poll& poll, int32_t* tokens) {
   const Shape shape{request.scenes, request.rows_a_scene, prompts.front()->length,
                     request.frames, request.action_dim,   request.frame_tokens,
                     request.width,  request.uses(kLogits)};
@@ -625,7 +646,7 @@ Stats TypedEngine<T, kDim>::imagine(const Request& request, const Prompts& promp
     prefix_length.push_back(to_int(prompt->length));
   }
   for (int64_t row = 0; row < sizes.rows; ++row) {
-    own.push_back(reinterpret_cast<T*>(r.suffixes) + row * cache_elements(suffix_capacity(shape)));
+    own.push_back(reinterpret_cast<C*>(r.suffixes) + row * cache_elements(suffix_capacity(shape)));
   }
   copy_in(r.pass.prefix, prefix.data(), shape.scenes, stream);
   copy_in(r.pass.prefix_length, prefix_length.data(), shape.scenes, stream);
@@ -679,16 +700,16 @@ Stats TypedEngine<T, kDim>::imagine(const Request& request, const Prompts& promp
   return stats;
 }
 
-template <class T, int kDim>
-double TypedEngine<T, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream) {
+template <class T, class C, int kDim>
+double TypedEngine<T, C, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream) {
   const PassSizes sizes{1, 1, tokens, tokens, 0, parts(tokens, kPiece), tokens};
   const int64_t capacity = up(tokens, kPositions);
   const auto layout = [&](const void* base, int64_t* bytes) {
     Carver carver(base);
     Pass pass = carve_pass(carver, sizes);
-    pass.own_capacity = pass.own_room = capacity;
+    pass.own_capacity = pass.own_room = to_int(capacity);
     const Work work = carve_work(carver, sizes);
-    T* cache = carver.take<T>(cache_elements(capacity));
+    C* cache = carver.take<C>(cache_elements(capacity));
     *bytes = carver.used();
     return std::tuple(pass, work, cache);
   };
@@ -727,15 +748,24 @@ double TypedEngine<T, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream) {
   return best;
 }
 
+template <class T, class C>
+std::unique_ptr<Imaginer::Engine> engine_of(const ModelConfig& c, const Tensors& tensors,
+                                            int device, cudaStream_t stream) {
+  if (c.head_dim <= 16) return std::make_unique<TypedEngine<T, C, 16>>(c, tensors, device, stream);
+  if (c.head_dim <= 32) return std::make_unique<TypedEngine<T, C, 32>>(c, tensors, device, stream);
+  if (c.head_dim <= 64) return std::make_unique<TypedEngine<T, C, 64>>(c, tensors, device, stream);
+  if (c.head_dim <= 128) {
+    return std::make_unique<TypedEngine<T, C, 128>>(c, tensors, device, stream);
+  }
+  throw ShapeError("Imaginer: head_dim = " + std::to_string(c.head_dim) +
+                   "; on a GPU at most 128 is allowed");
+}
+
 template <class T>
 std::unique_ptr<Imaginer::Engine> engine_of(const ModelConfig& c, const Tensors& tensors,
                                             int device, cudaStream_t stream) {
-  if (c.head_dim <= 16) return std::make_unique<TypedEngine<T, 16>>(c, tensors, device, stream);
-  if (c.head_dim <= 32) return std::make_unique<TypedEngine<T, 32>>(c, tensors, device, stream);
-  if (c.head_dim <= 64) return std::make_unique<TypedEngine<T, 64>>(c, tensors, device, stream);
-  if (c.head_dim <= 128) return std::make_unique<TypedEngine<T, 128>>(c, tensors, device, stream);
-  throw ShapeError("Imaginer: head_dim = " + std::to_string(c.head_dim) +
-                   "; on a GPU at most 128 is allowed");
+  return c.cache == CacheStorage::kFloat8 ? engine_of<T, Float8>(c, tensors, device, stream)
+                                          : engine_of<T, T>(c, tensors, device, stream);
 }
 
 }  // namespace

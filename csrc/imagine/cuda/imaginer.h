@@ -16,7 +16,7 @@ namespace vlarft::imagine::cuda {
 struct Prompt {
   std::shared_ptr<void> cache;  // device memory
   int64_t length = 0, bytes = 0;
-  int64_t layout[3] = {};  // layers, kv heads, element bytes times D: of whom can read it
+  int64_t layout[4] = {};  // layers, kv heads, D, bytes an entry: of whom can read it
 };
 using Prompts = std::vector<std::shared_ptr<const Prompt>>;
 

@@ -130,8 +130,10 @@ __device__ inline float norm_factor(float squares, const Product& p) {
   return 1.0F / sqrtf(squares / static_cast<float>(p.depth) + p.eps);
 }
 
+// Two blocks a multiprocessor: with few rows a grid has no more, and registers are not spilled to
+// make room for a third.
 template <class T, bool kNorm, int kRowTiles, int kColumnTiles, class Store>
-__global__ void __launch_bounds__(kProductThreads) product_narrow(Product p, Store store) {
+__global__ void __launch_bounds__(kProductThreads, 2) product_narrow(Product p, Store store) {
   constexpr int kBlockRows = kRowTiles * kRows, kBlockColumns = kColumnTiles * kColumns;
   __shared__ float parts[kChunks][kBlockRows][kBlockColumns];
   __shared__ float squares_of[kChunks][kBlockRows];
@@ -232,9 +234,9 @@ __global__ void __launch_bounds__(kProductThreads) product_wide(Product p, Store
 
 // Columns: heads of queries, of keys, of values. Entries of a query or key head come in the order
 // 0, h/2, 1, h/2 + 1, ..: the two that rotate together are neighbours, and stay so in the cache,
-// where the order does not matter to their product.
+// where the order does not matter to their product. C: what the cache stores.
 //   low' = low cos - high sin,  high' = high cos + low sin     (RoPE, arXiv 2104.09864)
-template <class T>
+template <class T, class C>
 struct StoreQkv {
   Pass pass;
   T* queries;                                     // [tokens][heads][D]
@@ -256,14 +258,20 @@ struct StoreQkv {
       return;
     }
     const int kv_head = (head - heads) % kv_heads;
-    T* cache = static_cast<T*>(pass.own[token.row]) +
+    C* cache = static_cast<C*>(pass.own[token.row]) +
                cache_block(layer, kv_heads, kv_head, pass.own_capacity, dim);
-    if (head < heads + kv_heads) {
-      T* key = cache + key_index(token.place, d, dim);
+    if (head >= heads + kv_heads) {
+      C* value = cache + value_index<C>(token.place, d, pass.own_capacity, dim);
+      value[0] = stored<C>(low);
+      value[kValueStep<C>] = stored<C>(high);
+      return;
+    }
+    C* key = cache + key_index<C>(token.place, d, dim);
+    if constexpr (std::is_same_v<C, T>) {
       *reinterpret_cast<Pair<T>*>(key) = pair_of<T>(low, high);
     } else {
-      cache[value_index(token.place, d, pass.own_capacity, dim)] = stored<T>(low);
-      cache[value_index(token.place, d + 1, pass.own_capacity, dim)] = stored<T>(high);
+      key[0] = stored<C>(low);
+      key[kKeyStep<C>] = stored<C>(high);
     }
   }
 };

@@ -3,6 +3,7 @@
 #define VLARFT_EMULATE
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "core/tests/check.h"
 #include "imagine/cuda/imaginer.cu"
@@ -92,16 +93,18 @@ bool same(const Stats& a, const Stats& b) {
          std::equal(a.right, a.right + kSources, b.right);
 }
 
-ModelConfig config_of(Storage storage, int64_t head_dim, int64_t positions) {
+ModelConfig config_of(Storage storage, int64_t head_dim, int64_t positions,
+                      CacheStorage cache = CacheStorage::kAsWeights) {
   ModelConfig c = small_config(storage);
   c.head_dim = head_dim;
   c.positions = positions;
+  c.cache = cache;
   return c;
 }
 
-void check_against_cpu() {
+void check_against_cpu(CacheStorage cache) {
   for (const int64_t head_dim : {6, 20}) {
-    const Model model = random_model(config_of(Storage::kFloat32, head_dim, 64));
+    const Model model = random_model(config_of(Storage::kFloat32, head_dim, 64, cache));
     gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
     Case c{3, 4, 19, 2, 3, 5};
     const Result expected = on_cpu(model, c), found = on_gpu(imaginer, c);
@@ -124,8 +127,8 @@ void check_against_cpu() {
 }
 
 // Prompts and suffixes of more than one piece.
-void check_long() {
-  ModelConfig config = config_of(Storage::kFloat32, 6, 400);
+void check_long(CacheStorage cache) {
+  ModelConfig config = config_of(Storage::kFloat32, 6, 400, cache);
   config.layers = 1;
   const Model model = random_model(config);
   gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
@@ -133,8 +136,8 @@ void check_long() {
   CHECK(on_gpu(imaginer, c).tokens == on_cpu(model, c).tokens);
 }
 
-void check_invariance(Storage storage) {
-  const Model model = random_model(config_of(storage, 6, 64));
+void check_invariance(Storage storage, CacheStorage cache) {
+  const Model model = random_model(config_of(storage, 6, 64, cache));
   gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
   const Case one{1, 4, 19, 2, 3, 5};
   const Result alone = on_gpu(imaginer, one);
@@ -154,8 +157,8 @@ void check_invariance(Storage storage) {
 }
 
 // bfloat16 rounds otherwise on the CPU, so near ties fall otherwise; most tokens are the same.
-void check_bfloat16() {
-  const Model model = random_model(config_of(Storage::kBfloat16, 6, 64));
+void check_bfloat16(CacheStorage cache) {
+  const Model model = random_model(config_of(Storage::kBfloat16, 6, 64, cache));
   gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
   const Case c{3, 8, 19, 1, 3, 1};
   const Result cpu = on_cpu(model, c), gpu = on_gpu(imaginer, c);
@@ -193,6 +196,103 @@ void check_broken_and_stopped() {
   model.values["model.norm.weight"][0] = std::numeric_limits<float>::quiet_NaN();
   gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
   for (const int32_t token : on_gpu(imaginer, c).tokens) CHECK(token == -1);
+}
+
+// Every entry has a place of its own, and a lane finds in its words what its fragments want.
+template <int kDim>
+void check_float8_places() {
+  constexpr int kCapacity = 2 * gpu::kPositions;
+  std::vector<int> taken(2 * kCapacity * kDim);
+  for (int position = 0; position < kCapacity; ++position) {
+    for (int d = 0; d < kDim; ++d) {
+      const auto key = static_cast<size_t>(gpu::key_index<Float8>(position, d, kDim));
+      const auto value =
+          static_cast<size_t>(gpu::value_index<Float8>(position, d, kCapacity, kDim));
+      CHECK(key < kCapacity * kDim && value >= kCapacity * kDim && value < taken.size());
+      CHECK(taken[key]++ == 0 && taken[value]++ == 0);
+      if (d % 2 != 0) continue;
+      CHECK(gpu::key_index<Float8>(position, d + 1, kDim) ==
+            static_cast<int>(key) + gpu::kKeyStep<Float8>);
+      CHECK(gpu::value_index<Float8>(position, d + 1, kCapacity, kDim) ==
+            static_cast<int>(value) + gpu::kValueStep<Float8>);
+    }
+  }
+}
+
+void check_widening() {
+  for (uint32_t bits = 0; bits < 256; ++bits) {
+    const float value = from_float8({static_cast<uint8_t>(bits)});
+    const bool nan = std::isnan(value);
+    for (int byte = 0; byte < 4; ++byte) {
+      CHECK((gpu::float8_nan(bits << 8 * byte | 0x7EU << (8 * (3 - byte))) != 0) == nan);
+    }
+    const uint32_t word = bits << 8 | (bits ^ 1U) << 24 | 0x00FF00FFU;
+    if (nan) continue;
+    CHECK(gpu::low_of(gpu::widen<gpu::Bf16>(word)) == value);
+    CHECK(gpu::widen<float>(word).low == value);
+    const float other = from_float8({static_cast<uint8_t>(bits ^ 1U)});
+    if (std::isnan(other)) continue;
+    CHECK(gpu::high_of(gpu::widen<gpu::Bf16>(word)) == other);
+    CHECK(gpu::widen<float>(word).high == other);
+  }
+}
+
+// Half of bfloat16's bytes, tokens of its own, and only its own prompts.
+void check_float8_memory() {
+  const Shape shape{1, 2, 19, 2, 3, 5};
+  const Model model = random_model(config_of(Storage::kBfloat16, 6, 64));
+  ModelConfig narrow = model.config;
+  narrow.cache = CacheStorage::kFloat8;
+  gpu::Imaginer wide(model.config, model.tensors, 0, 0), imaginer(narrow, model.tensors, 0, 0);
+  const Bytes two = wide.plan(shape), one = imaginer.plan(shape);
+  CHECK(2 * one.prompt == two.prompt && 2 * one.suffix == two.suffix);
+  const auto prompt_ids = ids(19, 40, 1);
+  const auto prompts = imaginer.prefill(prompt_ids.data(), 1, 19, 0, nothing);
+  CHECK(prompts.front()->bytes == one.prompt);
+  CHECK(imaginer.made(*prompts.front()) && !wide.made(*prompts.front()));
+  const Case c{3, 8, 19, 2, 3, 5};
+  CHECK(on_gpu(imaginer, c).tokens != on_gpu(wide, c).tokens);
+  const Bytes taken = imaginer.plan({3, 8, 19, 2, 3, 5});
+  CHECK(imaginer.held_bytes() == taken.suffix + taken.work);
+}
+
+// float8 knows no infinity, and NaN in a key or value must reach the tokens all the same.
+void check_float8_broken() {
+  Model model = random_model(config_of(Storage::kFloat32, 6, 64, CacheStorage::kFloat8));
+  const Case c{1, 3, 19, 1, 3, 2};
+  for (const char* name : {"k_proj", "v_proj"}) {
+    auto& weights = model.values[std::string("model.layers.1.self_attn.") + name + ".weight"];
+    for (const size_t entry : {size_t{0}, weights.size() - 1}) {
+      const float before = std::exchange(weights[entry], std::numeric_limits<float>::infinity());
+      gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+      for (const int32_t token : on_gpu(imaginer, c).tokens) CHECK(token == -1);
+      weights[entry] = before;
+    }
+  }
+}
+
+// No input reaches the largest float8, and none of the range is wasted on a larger scale.
+void check_float8_scales() {
+  const Model model = random_model(config_of(Storage::kFloat32, 6, 64, CacheStorage::kFloat8));
+  const ModelConfig& c = model.config;
+  const CacheScales scales = cache_scales(c, model.tensors);
+  const auto& norm = model.values.at("model.layers.0.input_layernorm.weight");
+  const auto& weights = model.values.at("model.layers.0.self_attn.v_proj.weight");
+  for (int64_t head = 0; head < c.kv_heads; ++head) {
+    double largest = 0;
+    for (int64_t d = head * c.head_dim; d < (head + 1) * c.head_dim; ++d) {
+      // The worst input of an entry is its own row.
+      double squares = 0;
+      for (int64_t i = 0; i < c.hidden; ++i) {
+        const auto at = static_cast<size_t>(i);
+        squares += std::pow(
+            static_cast<double>(weights[static_cast<size_t>(d * c.hidden + i)] * norm[at]), 2);
+      }
+      largest = std::max(largest, std::sqrt(static_cast<double>(c.hidden) * squares));
+    }
+    const double stored = largest / static_cast<double>(scales.values[static_cast<size_t>(head)]);
+    CHECK(stored <= 448 && stored > 448 / 2.2);
+  }
 }
 
 // What a GPU computes in float32, against the emulation's shorter way.
@@ -245,11 +345,19 @@ void check_errors() {
 
 int main() {
   check_shuffles();
-  check_against_cpu();
-  check_long();
-  check_invariance(Storage::kFloat32);
-  check_invariance(Storage::kBfloat16);
-  check_bfloat16();
+  check_widening();
+  check_float8_places<16>();
+  check_float8_places<128>();
+  check_float8_scales();
+  check_float8_memory();
+  check_float8_broken();
+  for (const CacheStorage cache : {CacheStorage::kAsWeights, CacheStorage::kFloat8}) {
+    check_against_cpu(cache);
+    check_long(cache);
+    check_invariance(Storage::kFloat32, cache);
+    check_invariance(Storage::kBfloat16, cache);
+    check_bfloat16(cache);
+  }
   check_broken_and_stopped();
   check_refusals();
   check_errors();

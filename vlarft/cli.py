@@ -22,6 +22,7 @@ from vlarft.errors import ConfigError, VlarftError
 from vlarft.options import (
     Attention,
     Backend,
+    CacheDtype,
     Data,
     Device,
     Dtype,
@@ -157,6 +158,7 @@ def rft(
     ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
+    cache_dtype: CacheDtype = None,
     attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -192,7 +194,7 @@ def rft(
     start = policy or POLICY
     with join_ranks(device) as (ranks, place):
         ranks.share(wanted.scenes)  # refused before anything is loaded
-        options = EngineOptions(backend, dtype, attention, place)
+        options = EngineOptions(backend, dtype, attention, place, cache_dtype)
         metric = wanted.reward.metric
         with clock("loading"):
             bench = load_bench(
@@ -260,6 +262,7 @@ def ablate(
     settings: Settings = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
+    cache_dtype: CacheDtype = None,
     attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -289,7 +292,7 @@ def ablate(
         if merge is not None:
             ablation.read_rows(merge)  # refused before anything runs
         base = load_config(RFTConfig, wanted.rft, wanted.rft_set)
-        options = EngineOptions(backend, dtype, attention, device)
+        options = EngineOptions(backend, dtype, attention, device, cache_dtype)
         start = policy or POLICY
         with clock("loading"):
             bench = load_bench(world or WORLD, start, data or [DEMOS], base.reward.metric, options)
@@ -415,6 +418,7 @@ def imagine(
     noise: Noise = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
+    cache_dtype: CacheDtype = None,
     attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -432,7 +436,7 @@ def imagine(
             f"--out {out}: allowed: a name that ends in .gif or .webp; a film of a GIF: "
             "ffmpeg -i imagined.gif -pix_fmt yuv420p imagined.mp4"
         )
-    options = EngineOptions(backend, dtype, attention, device)
+    options = EngineOptions(backend, dtype, attention, device, cache_dtype)
     engine = options.load(world or WORLD, metric)
     sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
     windows = load_windows(data or [DEMOS], split, engine.world.layout)

@@ -72,6 +72,7 @@ class EngineOptions:
     dtype: str = "float32"
     attention: str = "sdpa"
     device: str = "cpu"
+    cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
         causal_attention(self.attention, resolve_device(self.device), resolve_dtype(self.dtype))
@@ -85,7 +86,7 @@ class EngineOptions:
         """
         return RolloutEngine.load(existing(world), metric=metric, **asdict(self))
 
-    def used(self, engine: RolloutEngine) -> dict[str, str]:
+    def used(self, engine: RolloutEngine) -> dict[str, str | None]:
         """What runs, with back end and device as the engine resolved them; for `summary.json`."""
         return asdict(self) | {"backend": engine.backend, "device": str(engine.device)}
 

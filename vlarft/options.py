@@ -27,6 +27,10 @@ Backend = Annotated[
     Literal["auto", "native", "reference"], typer.Option(help="Of the world model.")
 ]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the world model.")]
+CacheDtype = Annotated[
+    Literal["float8_e4m3fn"] | None,
+    typer.Option(help="Of its keys and values [default: of the world model]."),
+]
 Attention = Annotated[
     Literal["sdpa", "flash-attn", "xformers"], typer.Option(help="Of the prompt's prefill.")
 ]

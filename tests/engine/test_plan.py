@@ -1,6 +1,8 @@
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 
 from vlarft.engine import RolloutEngine
 from vlarft.engine.plan import parse_bytes
@@ -40,6 +42,31 @@ def test_the_planned_caches_are_the_allocated_ones(engine, scenes, actions):
     assert engine._held() == plan.bytes["suffix keys and values"]
     held = scenes.prefix.keys.nbytes + scenes.prefix.values.nbytes
     assert held == plan.bytes["prompt keys and values"]
+
+
+def test_a_narrow_cache_is_planned_where_it_is_stored(engine):
+    size = engine._size
+    narrow = replace(size, cache_element=1)
+    assert 4 * narrow.prefix_scene == size.prefix_scene
+    assert 4 * narrow.suffix_row(8) == size.suffix_row(8)
+    assert narrow.imagine_work(3, 8) == size.imagine_work(3, 8)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_off_a_gpu_a_cache_is_rounded_and_not_smaller(world, scenes, actions, backend):
+    options = {"backend": backend, "metric": "lpips-alex", "memory_limit": "2GiB"}
+    plain = RolloutEngine(world, **options)
+    rounded = RolloutEngine(world, cache_dtype="float8_e4m3fn", **options)
+    plan = rounded.plan(3, 4)
+    assert "cache rounded to float8_e4m3fn, float32 on cpu" in plan.kernel_path
+    assert plan.bytes["suffix keys and values"] == plain.plan(3, 4).bytes["suffix keys and values"]
+    tokens = [engine.imagine(scenes, actions).tokens for engine in (plain, rounded)]
+    assert not torch.equal(*tokens)
+
+
+def test_an_unknown_cache_is_refused(world):
+    with pytest.raises(ConfigError, match=r"cache_dtype = 'int8'; allowed: float8_e4m3fn, or none"):
+        RolloutEngine(world, cache_dtype="int8")
 
 
 def test_a_refusal_names_exactly_what_fits(world):

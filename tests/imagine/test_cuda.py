@@ -16,12 +16,16 @@ gpu = pytest.mark.skipif(
 )
 
 
-def generators(seed=1, dtype=torch.float32, **options):
+FLOAT8 = torch.float8_e4m3fn
+
+
+def generators(seed=1, dtype=torch.float32, cache=None, **options):
     """The same model on the CPU and on the GPU."""
     model = llama(seed, **options)
     gpu = torch.device("cuda", torch.cuda.current_device())
     return [
-        Generator(model, CODES, POSITIONS, dtype, device) for device in (torch.device("cpu"), gpu)
+        Generator(model, CODES, POSITIONS, dtype, device, cache)
+        for device in (torch.device("cpu"), gpu)
     ]
 
 
@@ -46,8 +50,9 @@ def test_heads_that_are_too_wide_are_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"num_key_value_heads": 1}, {"hidden_size": 96}])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_small_models_give_the_tokens_of_the_cpu(options, temperature):
-    cpu, cuda = generators(**options)
+@pytest.mark.parametrize("cache", [None, FLOAT8])
+def test_small_models_give_the_tokens_of_the_cpu(options, temperature, cache):
+    cpu, cuda = generators(cache=cache, **options)
     expected, _ = imagined(cpu, 3, 4, temperature=temperature)
     tokens, stats = imagined(cuda, 3, 4, temperature=temperature)
     assert torch.equal(tokens.cpu(), expected)
@@ -56,9 +61,10 @@ def test_small_models_give_the_tokens_of_the_cpu(options, temperature):
 
 @gpu
 @pytest.mark.gpu
+@pytest.mark.parametrize("cache", [None, FLOAT8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tokens_do_not_depend_on_batch_mates_or_width(dtype):
-    _, cuda = generators(dtype=dtype)
+def test_tokens_do_not_depend_on_batch_mates_or_width(dtype, cache):
+    _, cuda = generators(dtype=dtype, cache=cache)
     whole, _ = imagined(cuda, 3, 24)
     for scene in range(3):
         assert torch.equal(imagined(cuda, 1, 24, first=scene)[0][0], whole[scene])
@@ -94,6 +100,27 @@ def test_memory_is_planned_and_given_back():
     assert cuda.held_bytes == 0
     assert cuda.rates().seconds[0] > 0
     assert cuda.capture_seconds > 0
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_float8_cache_takes_half_of_bfloat16s():
+    shape = Shape(2, 3, PROMPT, FRAMES, ACTIONS, TOKENS)
+    plans = [
+        generators(dtype=torch.bfloat16, cache=cache)[1].plan(shape) for cache in (FLOAT8, None)
+    ]
+    for part in ("prompt keys and values", "suffix keys and values"):
+        assert 2 * plans[0][part] == plans[1][part]
+
+
+@gpu
+@pytest.mark.gpu
+def test_float8_caches_widen_exactly():
+    """Zero, subnormal and normal entries: bfloat16's tokens on the GPU are near the CPU's."""
+    cpu, cuda = generators(dtype=torch.bfloat16, cache=FLOAT8)
+    expected, _ = imagined(cpu, 3, 24, temperature=0.0)
+    tokens, _ = imagined(cuda, 3, 24, temperature=0.0)
+    assert (tokens.cpu() == expected).float().mean() > 0.8  # rounding moves near ties
 
 
 @gpu

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vlarft import _native
 from vlarft.engine.native import GUESS_SOURCES, Generator, Prompts, unsupported
 from vlarft.engine.speculate import Shape
-from vlarft.errors import ShapeError, UnsupportedModelError, VlarftError
+from vlarft.errors import DtypeError, ShapeError, UnsupportedModelError, VlarftError
 from vlarft.reference import imagine as reference
 from vlarft.reference.attention import causal_attention
 from vlarft.reference.imagine import Draw
@@ -54,8 +54,8 @@ def llama(seed, **options):
     return LlamaForCausalLM(LlamaConfig(**values)).eval()
 
 
-def generator_of(model, dtype=torch.float32):
-    return Generator(model, CODES, POSITIONS, dtype)
+def generator_of(model, dtype=torch.float32, cache=None):
+    return Generator(model, CODES, POSITIONS, dtype, cache_dtype=cache)
 
 
 def random_ids(*shape, seed):
@@ -134,24 +134,57 @@ def test_cached_logits_equal_the_uncached_forward(dtype, length):
         assert torch.equal(native.score(prompts, ids, chunk=chunk), whole)
 
 
+@pytest.mark.parametrize("cache", [None, torch.float8_e4m3fn])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, 1.0), (None, 0.8), (7, 0.9)])
-def test_tokens_equal_the_reference(shared, top_k, top_p):
+def test_tokens_equal_the_reference(shared, top_k, top_p, cache):
     model = llama(5)
     scenes, members, frames, tokens_a_frame = 2, 3, 3, 8
     prompt = random_ids(scenes, 33, seed=3)
     actions = random_ids(scenes, members, frames, 4, seed=4)
     settings = draw(scenes, members, top_k=top_k, top_p=top_p, shared=shared)
-    weights = reference.load_weights(model, CODES, POSITIONS, torch.device("cpu"), torch.float32)
+    cpu = torch.device("cpu")
+    weights = reference.load_weights(model, CODES, POSITIONS, cpu, torch.float32, cache)
     with torch.inference_mode():
-        sdpa = causal_attention("sdpa", torch.device("cpu"), torch.float32)
+        sdpa = causal_attention("sdpa", cpu, torch.float32)
         prefix = reference.prefill(weights, prompt, sdpa)
         suffix = reference.Suffix(weights, scenes, members, frames * 12)
         expected = reference.imagine(weights, prefix, suffix, actions, tokens_a_frame, settings)
-    native = generator_of(model)
+    native = generator_of(model, cache=cache)
     tokens, _ = native.imagine(native.prefill(prompt), actions, tokens_a_frame, settings)
     for scene, member in (tokens != expected).flatten(2).any(-1).nonzero().tolist():
         _explain(native, prompt, actions, tokens, expected, settings, (scene, member))
+
+
+@pytest.mark.parametrize("options", MODELS)
+def test_a_float8_cache_rounds_as_the_reference_does(options):
+    """Logits step by step: grouped queries, wide heads, rotations that carry a factor."""
+    model = llama(5, **options)
+    prompt, ids = random_ids(1, 33, seed=3), random_ids(1, 2, 12, seed=4)
+    cpu, cache = torch.device("cpu"), torch.float8_e4m3fn
+    weights = reference.load_weights(model, CODES, POSITIONS, cpu, torch.float32, cache)
+    native, plain = generator_of(model, cache=cache), generator_of(model)
+    found = native.score(native.prefill(prompt), ids, chunk=5)
+    with torch.inference_mode():
+        sdpa = causal_attention("sdpa", cpu, torch.float32)
+        prefix, suffix = (
+            reference.prefill(weights, prompt, sdpa),
+            reference.Suffix(weights, 1, 2, 12),
+        )
+        expected = torch.stack(
+            [
+                torch.nn.functional.linear(
+                    reference.extend(weights, prefix, suffix, ids[0, :, step : step + 1]),
+                    weights.head,
+                )
+                for step in range(12)
+            ],
+            dim=1,
+        )
+    cost = (plain.score(plain.prefill(prompt), ids, chunk=5)[0] - found[0]).abs().mean()
+    assert 2e-3 < cost / expected.std() < 0.25
+    # Sums in another order put an entry near a middle on its other side, here and there.
+    assert (found[0] - expected).abs().mean() < cost / 4
 
 
 def _explain(native, prompt, actions, tokens, expected, settings, place):
@@ -199,10 +232,11 @@ def test_tokens_never_depend_on_how_they_are_computed():
     models = [
         generator_of(llama(6, num_attention_heads=6, num_key_value_heads=3, head_dim=6)),
         generator_of(llama(7), torch.bfloat16),
+        generator_of(llama(7, num_key_value_heads=1), torch.bfloat16, torch.float8_e4m3fn),
     ]
     for seed in range(CASES):
         rng, prompt, actions, tokens_a_frame, settings = _case(seed)
-        native = models[seed % 2]
+        native = models[seed % 3]
         prompts = native.prefill(prompt)
         torch.set_num_threads(1)
         expected, _ = native.imagine(prompts, actions, tokens_a_frame, settings)
@@ -480,6 +514,8 @@ def test_odd_head_sizes_are_unsupported():
 
 def test_wrong_arguments():
     native = generator_of(llama(17))
+    with pytest.raises(DtypeError, match="cache_dtype 'float16'; allowed: float8_e4m3fn"):
+        generator_of(llama(17), cache=torch.float16)
     with pytest.raises(ShapeError, match=r"must lie in \[0, 61\), got 61"):
         native.prefill(torch.full((1, 3), VOCABULARY))
     prompts = native.prefill(random_ids(1, 9, seed=1))

@@ -80,6 +80,8 @@ class Generator:
         positions: longest sequence, prompt included.
         dtype: float32, or bfloat16 storage of weights and cache with float32 sums.
         device: a CPU, or a GPU; there everything is queued on torch's current stream.
+        cache_dtype: float8_e4m3fn for keys and values: of one byte an entry on a GPU; on a CPU they
+            are rounded likewise and stored in `dtype`. None: `dtype`.
 
     Raises:
         UnsupportedModelError: the configuration has something that the kernels do not compute.
@@ -94,6 +96,7 @@ class Generator:
         positions: int,
         dtype: torch.dtype,
         device: torch.device = _CPU,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         config: LlamaConfig = model.config
         reasons = unsupported(config, device)
@@ -144,6 +147,7 @@ class Generator:
             },
             tensors,
             dtype=str(dtype).removeprefix("torch."),
+            cache_dtype="" if cache_dtype is None else str(cache_dtype).removeprefix("torch."),
             **where,
         )
 

@@ -80,6 +80,7 @@ class Footprint:
     weights: int  # bytes of everything loaded but the metric
     metric_weights: int
     element: int  # bytes of one number in the engine's dtype
+    cache_element: int  # bytes of one entry of a key or value
     layers: int
     heads: int
     kv_heads: int
@@ -144,7 +145,7 @@ class Footprint:
     @property
     def prefix_scene(self) -> int:
         """Bytes of one scene's prompt keys and values."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.prompt * self.element
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.prompt * self.cache_element
 
     def suffix_positions(self, frames: int) -> int:
         """Longest suffix: the very last token is never fed back."""
@@ -153,7 +154,7 @@ class Footprint:
     def suffix_row(self, frames: int) -> int:
         """Bytes of one member's own keys and values."""
         positions = self.suffix_positions(frames)
-        return 2 * self.layers * self.kv_heads * self.head_dim * positions * self.element
+        return 2 * self.layers * self.kv_heads * self.head_dim * positions * self.cache_element
 
     def imagine_work(self, rows: int, frames: int) -> int:
         """Bytes of one pass: activations, scores, logits, sampling and noise."""

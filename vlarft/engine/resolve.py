@@ -11,6 +11,7 @@ from vlarft.errors import BackendError, ConfigError
 
 _BACKENDS = ("auto", "native", "reference")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CACHE_DTYPES = {"float8_e4m3fn": torch.float8_e4m3fn}
 
 
 def resolve_backend(
@@ -83,3 +84,19 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"dtype = '{name}'; allowed: {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def resolve_cache_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """float8_e4m3fn, or None: the cache is stored as the transformer computes.
+
+    Raises:
+        ConfigError: another dtype.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in _CACHE_DTYPES:
+        raise ConfigError(
+            f"cache_dtype = '{name}'; allowed: {', '.join(_CACHE_DTYPES)}, or none for the dtype's"
+        )
+    return _CACHE_DTYPES[name]

@@ -37,7 +37,12 @@ from vlarft.engine.native_decoder import NativeDecoder
 from vlarft.engine.native_encoder import NativeEncoder
 from vlarft.engine.native_metric import NativeLPIPS
 from vlarft.engine.plan import Plan
-from vlarft.engine.resolve import resolve_backend, resolve_device, resolve_dtype
+from vlarft.engine.resolve import (
+    resolve_backend,
+    resolve_cache_dtype,
+    resolve_device,
+    resolve_dtype,
+)
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
 from vlarft.engine.speculate import SOURCES, Shape, Speculation
@@ -98,6 +103,9 @@ class RolloutEngine:
         dtype: "float32" or "bfloat16", of the transformer and the decoder. Encoding, sampling and
             distances are float32 always.
             On a GPU the native back end runs LPIPS' backbone in it too.
+        cache_dtype: "float8_e4m3fn" keeps the transformer's keys and values in one byte each on a
+            GPU's native back end. Others round them likewise and keep them in `dtype`, which shows
+            the error and saves nothing. None: `dtype`.
         metric: "lpips-vgg", "lpips-alex", "lpips-squeeze" or "tokenizer-features" (or an object
             with `features` and `distance`); weights are loaded at the first comparison.
         metric_file: the metric's weights, when not where `LPIPS.load` looks.
@@ -117,6 +125,7 @@ class RolloutEngine:
         backend: str = "auto",
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
+        cache_dtype: str | torch.dtype | None = None,
         metric: str | Metric = "lpips-vgg",
         metric_file: str | Path | None = None,
         memory_limit: int | str | None = None,
@@ -128,6 +137,7 @@ class RolloutEngine:
         )
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
+        self.cache_dtype = resolve_cache_dtype(cache_dtype)
         self.backend, reason = resolve_backend(
             backend, self.device, attention, world.transformer.config
         )
@@ -144,11 +154,21 @@ class RolloutEngine:
         self._weights: Weights | Generator
         if self.backend == "native":
             self._weights = Generator(
-                world.transformer, world.frame_codes, longest, self.dtype, self.device
+                world.transformer,
+                world.frame_codes,
+                longest,
+                self.dtype,
+                self.device,
+                self.cache_dtype,
             )
         else:
             self._weights = load_weights(
-                world.transformer, world.frame_codes, longest, self.device, self.dtype
+                world.transformer,
+                world.frame_codes,
+                longest,
+                self.device,
+                self.dtype,
+                self.cache_dtype,
             )
         tokenizer = _own_tokenizer(world.tokenizer, self.device, torch.float32)
         self._plain_decoder = (
@@ -656,6 +676,12 @@ class RolloutEngine:
             return path
         return "reference: plain PyTorch"
 
+    @property
+    def _narrow_cache(self) -> bool:
+        """Whether keys and values are stored in `cache_dtype`, not only rounded to it."""
+        on_gpu = self.backend == "native" and self.device.type == "cuda"
+        return self.cache_dtype is not None and on_gpu
+
     def _held(self) -> int:
         if isinstance(self._weights, Generator):
             return self._weights.held_bytes
@@ -695,7 +721,11 @@ class RolloutEngine:
         need, imagining = purposes(scenes, rollouts)
         imagine = imagining + sum(need[name] for name in planning.KEPT_WHILE_IMAGINING)
         dtype = str(self.dtype).removeprefix("torch.")
-        path = f"{self._kernel_path}, two-level cache, {dtype} on {self.device}"
+        cache = "two-level cache"
+        if self.cache_dtype is not None:
+            how = "in" if self._narrow_cache else "rounded to"
+            cache += f" {how} {str(self.cache_dtype).removeprefix('torch.')}"
+        path = f"{self._kernel_path}, {cache}, {dtype} on {self.device}"
         return Plan(
             scenes=scenes,
             rollouts=rollouts,
@@ -780,6 +810,7 @@ class RolloutEngine:
             weights=own + sum(t.nbytes for t in held),
             metric_weights=planning.metric_bytes(self.metric, native),
             element=self.dtype.itemsize,
+            cache_element=1 if self._narrow_cache else self.dtype.itemsize,
             layers=int(config.num_hidden_layers),
             heads=self._weights.heads,
             kv_heads=self._weights.kv_heads,

@@ -11,6 +11,7 @@ from vlarft.errors import ConfigError
 from vlarft.options import (
     Attention,
     Backend,
+    CacheDtype,
     Data,
     Device,
     Dtype,
@@ -149,6 +150,7 @@ def eval_world_model(
     noise: Noise = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
+    cache_dtype: CacheDtype = None,
     attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -171,7 +173,7 @@ def eval_world_model(
     from vlarft.report.environment import write_environment
 
     console, clock = console_for(json_file), Stopwatch()
-    options = EngineOptions(backend, dtype, attention, device)
+    options = EngineOptions(backend, dtype, attention, device, cache_dtype)
     with clock("loading"):
         engine = options.load(world or WORLD, metric)
         sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=noise)
@@ -238,6 +240,7 @@ def eval_reward(
     top_p: TopP = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
+    cache_dtype: CacheDtype = None,
     attention: Attention = "sdpa",
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -263,7 +266,7 @@ def eval_reward(
     if not simulator and (states or python):
         raise ConfigError("--states and --python are about the simulator; add --simulator")
     console, clock = console_for(json_file), Stopwatch()
-    options = EngineOptions(backend, dtype, attention, device)
+    options = EngineOptions(backend, dtype, attention, device, cache_dtype)
     with clock("loading"):
         engine = options.load(world or WORLD, metric)
         sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)

@@ -10,6 +10,7 @@ the host before all frames are done.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlarft.errors import UnsupportedModelError
+from vlarft.reference import float8
 from vlarft.reference.attention import Attention
 from vlarft.reference.noise import gumbel
 from vlarft.reference.sample import sample
@@ -39,6 +41,8 @@ class Layer:
     gate_up_bias: Tensor | None
     down: Tensor  # [h, I]
     down_bias: Tensor | None
+    key_scale: Tensor | None  # [Hkv, 1] where keys and values are rounded to float8, or None
+    value_scale: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def load_weights(
     positions: int,
     device: torch.device,
     dtype: torch.dtype,
+    cache_dtype: torch.dtype | None = None,
 ) -> Weights:
     """Copy a transformer's weights into the layout of generation.
 
@@ -95,6 +100,8 @@ def load_weights(
         positions: longest sequence, prompt included.
         device: where to run.
         dtype: float32 or bfloat16.
+        cache_dtype: float8_e4m3fn rounds keys and values to it (they stay in `dtype`: the error of
+            such a cache, none of its memory); None: as computed.
 
     Raises:
         UnsupportedModelError: the configuration has something that this forward does not compute.
@@ -117,9 +124,21 @@ def load_weights(
     def scaled(query_bias: Tensor | None) -> Tensor | None:
         return None if query_bias is None else query_bias * scale
 
+    rotary = model.model.rotary_emb
+    index = torch.arange(positions, device=rotary.inv_freq.device)[None]
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32, device=index.device), index)
+    turn = float(cos[0, 0, 0].abs())  # the first position's angle is 0
+
+    def scales(attention: Any, norm: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if cache_dtype is None:
+            return None, None
+        keys = float8.key_scale(attention.k_proj, norm, head_dim, turn)
+        return place(keys), place(float8.value_scale(attention.v_proj, norm, head_dim))
+
     layers = []
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
+        key_scale, value_scale = scales(attention, layer.input_layernorm.weight)
         q, k, v, o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         layers.append(
             Layer(
@@ -133,11 +152,10 @@ def load_weights(
                 gate_up_bias=bias(mlp.gate_proj.bias, mlp.up_proj.bias),
                 down=place(mlp.down_proj.weight),
                 down_bias=bias(mlp.down_proj.bias),
+                key_scale=key_scale,
+                value_scale=value_scale,
             )
         )
-    rotary = model.model.rotary_emb
-    index = torch.arange(positions, device=rotary.inv_freq.device)[None]
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32, device=index.device), index)
     sign = torch.ones(head_dim, device=sin.device)
     sign[: head_dim // 2] = -1
     return Weights(
@@ -259,6 +277,8 @@ def _project(
     # roll by D/2 swaps the halves; `sin` carries rotate_half's minus sign
     turned = turning * cos + turning.roll(weights.head_dim // 2, -1) * sin
     q, k = turned.split((weights.heads, weights.kv_heads), dim=2)
+    if layer.key_scale is not None and layer.value_scale is not None:
+        k, v = float8.rounded(k, layer.key_scale), float8.rounded(v, layer.value_scale)
     return q, k, v
 
 

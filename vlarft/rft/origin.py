@@ -37,7 +37,11 @@ def run_origin(
         judge["success classifier"] = f"{weights_fingerprint(classifier)} {threshold}"
     return {
         "world model": f"{weights_fingerprint(engine.world)} {layout}",
-        "world model's dtype": str(engine.dtype).removeprefix("torch."),
+        "world model's dtype": " cache ".join(
+            str(dtype).removeprefix("torch.")
+            for dtype in (engine.dtype, engine.cache_dtype)
+            if dtype is not None
+        ),
         "starting policy": weights_fingerprint(policy),
         "training windows": json.dumps(data_fingerprint(training)),
         "validation windows": json.dumps(data_fingerprint(validation)),

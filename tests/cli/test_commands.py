@@ -357,3 +357,18 @@ def test_info_keeps_square_brackets(capsys):
     assert "pip install 'vlarft'" not in text  # the extra's name must survive printing
     assert run_command(["info", "--json", "-"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
+def test_eval_precision_compares_with_float32(models, capsys):
+    command = ["eval", "precision", "--world", models.world, "--data", models.data]
+    assert run_command([*command, "--windows", "4", "--json", "-"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    world = json.loads((Path(models.world) / "layout.json").read_text())
+    assert summary["windows"] == 4
+    assert summary["tokens"] % (4 * world["frames"]) == 0
+    assert [p["cache_dtype"] for p in summary["precisions"]] == [
+        "float32",
+        "float8_e4m3fn",
+        "bfloat16",
+        "float8_e4m3fn",
+    ]

@@ -1,4 +1,4 @@
-"""`vlarft eval libero|world-model|reward`: heavy imports inside, so that `--help` is quick."""
+"""`vlarft eval libero|world-model|reward|precision`; heavy imports inside: `--help` is quick."""
 
 import json
 from dataclasses import asdict
@@ -327,4 +327,41 @@ def eval_reward(
         dump_values(asked, run / "config.yaml")
         summary = finish(run, summary, clock)
         done(console, [], run / "report.html")
+    write_result(json_file, summary)
+
+
+@app.command("precision")
+def eval_precision(
+    world: World = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    windows: Annotated[
+        int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
+    ] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
+    json_file: JsonFile = None,
+) -> None:
+    """What bfloat16 and a float8 cache cost: logits and cross-entropy against float32, on the CPU.
+
+    Example: vlarft eval precision --windows 128
+    """
+    from vlarft.demo import DEMOS, WORLD, existing, load_windows
+    from vlarft.eval.precision import measure_precision, table
+    from vlarft.models.world_model import WorldModel
+    from vlarft.progress import progress_bar
+    from vlarft.rft.evaluation import spread_windows
+
+    console = console_for(json_file)
+    model = WorldModel.from_pretrained(existing(world or WORLD))
+    chosen = load_windows(data or [DEMOS], split, model.layout)
+    numbers = spread_windows(len(chosen), windows)
+    with progress_bar("scoring") as progress:
+        costs = measure_precision(model, chosen, numbers, batch=batch, progress=progress)
+    console.print(table(costs))
+    summary = {
+        "windows": len(numbers),
+        "tokens": len(numbers) * model.layout.frames * model.frame_tokens,
+        "precisions": [cost.to_dict() for cost in costs],
+        "command": command_line(),
+    }
     write_result(json_file, summary)

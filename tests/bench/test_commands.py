@@ -116,6 +116,24 @@ def test_dry_run_counts_and_runs_nothing(capsys):
     assert decode["seconds"] > 0
 
 
+def test_dry_run_counts_a_narrow_cache(capsys):
+    arguments = ["bench", "run", "--dry-run", "--device", "cuda", "--dtype", "bfloat16"]
+    found = []
+    for more in ([], ["--cache-dtype", "float8_e4m3fn"]):
+        assert run_command([*arguments, "--case", "small-1x16", "--json", "-", *more]) == 0
+        found += json.loads(capsys.readouterr().out)["predictions"]
+    wide, narrow = found
+    assert (wide["cache_dtype"], narrow["cache_dtype"]) == ("bfloat16", "float8_e4m3fn")
+    assert narrow["flops"] == wide["flops"]
+    assert wide["bytes"] / 2 < narrow["bytes"] < wide["bytes"]
+    assert narrow["seconds"] < wide["seconds"]
+
+
+def test_a_narrow_cache_needs_a_gpu(capsys):
+    assert run_command(["bench", "run", "--case", "tiny", "--cache-dtype", "float8_e4m3fn"]) != 0
+    assert "elsewhere it saves nothing" in capsys.readouterr().err
+
+
 def test_gpus_are_asked_for_by_name(capsys):
     assert run_command(["bench", "run", "--case", "tiny", "--profile"]) != 0
     assert "--profile: needs --device cuda" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Counts against small cases worked out by hand, and against the published figures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from vlarft.bench.stages import STAGES
 # 2 layers, width 4, 2 query heads and 1 key/value head of 3, gated MLP of 5, 7 codes, float32.
 T = Transformer(
     layers=2, hidden=4, heads=2, kv_heads=1, head_dim=3, ffn=5, codes=7, prompt=10,
-    frame_tokens=3, action_dim=2, element=4,
+    frame_tokens=3, action_dim=2, element=4, cache_element=4,
 )  # fmt: skip
 LAYER = 4 * 6 + 6 * 4 + 2 * 4 * 3 + 3 * 4 * 5  # q, o, k and v, gate up down
 PAIR = 4 * 2 * 3  # multiply and add, for scores and values, of all heads, one layer
@@ -58,6 +60,18 @@ def test_generation_pass_by_pass():
     assert sum(w.total_bytes for w in works) == sum(moved)
 
 
+def test_a_narrow_cache_counts_its_own_bytes():
+    narrow = replace(T, cache_element=1)
+    (wide_prefill,), (prefill,) = prefill_work(T, 3), prefill_work(narrow, 3)
+    assert wide_prefill.bytes - prefill.bytes == 3 * 30 * 12
+    for before, after in zip(
+        generate_work(T, 2, 3, 2), generate_work(narrow, 2, 3, 2), strict=True
+    ):
+        assert before.flops == after.flops
+    first = generate_work(T, 2, 3, 2)[0].bytes - generate_work(narrow, 2, 3, 2)[0].bytes
+    assert first == 3 * (20 + 6 * 2) * 12
+
+
 def test_floor_takes_the_slower_of_both_in_every_pass():
     work = [Work("a", flops=10, bytes=100, count=3, flops_step=100, bytes_step=0)]
     # seconds of bytes 10, 10, 10; of operations 1, 11, 21
@@ -75,17 +89,17 @@ def test_modules_are_counted_once_a_call_and_weights_once():
 @pytest.mark.slow
 def test_paper_sizes():
     material = build(find_case("paper-1x16"))
-    work = {w.what: w for w in STAGES["decode"].work(material, torch.float32)}
+    work = {w.what: w for w in STAGES["decode"].work(material, torch.float32, None)}
     frame = work["frames"].flops / (16 * 8)
     assert frame == pytest.approx(0.459e12, rel=0.02)  # counted with limits.py's layer table
-    vgg = STAGES["compare"].work(material, torch.float32)[0].flops / (17 * 8)
+    vgg = STAGES["compare"].work(material, torch.float32, None)[0].flops / (17 * 8)
     assert vgg == pytest.approx(0.0401e12, rel=0.01)
-    generate = STAGES["imagine"].work(material, torch.float32)
+    generate = STAGES["imagine"].work(material, torch.float32, None)
     assert sum(w.total_flops for w in generate[1:]) == pytest.approx(2.6e12, rel=0.05)
 
 
 def test_an_expert_is_one_more_member():
     material = build(find_case("tiny"))
-    work = {w.what: w for w in STAGES["rollout"].work(material, torch.float32)}
-    alone = {w.what: w for w in STAGES["decode"].work(material, torch.float32)}
+    work = {w.what: w for w in STAGES["rollout"].work(material, torch.float32, None)}
+    alone = {w.what: w for w in STAGES["decode"].work(material, torch.float32, None)}
     assert work["frames"].flops / alone["frames"].flops == 4 / 3

@@ -24,7 +24,7 @@ from vlarft.bench.report import engine_rows, markdown, update_readme, write_html
 from vlarft.bench.results import Comparison, Result, compare, dump, load
 from vlarft.bench.runner import Request, measure
 from vlarft.bench.stages import STAGES
-from vlarft.engine.resolve import resolve_device, resolve_dtype
+from vlarft.engine.resolve import resolve_cache_dtype, resolve_device, resolve_dtype
 from vlarft.errors import ConfigError
 from vlarft.models.lpips import NETS
 from vlarft.terminal import JsonFile, command_line, console_for, say, write_result
@@ -51,6 +51,10 @@ def run_command(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, or both with a comma.")] = (
         "float32"
     ),
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(help="float8_e4m3fn: of keys and values, on a GPU [default: dtype's]."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     baselines: Annotated[str, typer.Option(help="all, none, or names with commas.")] = "all",
     rounds: Annotated[
@@ -79,9 +83,17 @@ def run_command(
     """
     stages, names = _stages(stage), _baselines(baselines)
     sizes = [find_case(name) for name in _split(case)]
-    dtypes = [resolve_dtype(name) for name in _split(dtype)]
+    dtypes, cache = (
+        [resolve_dtype(name) for name in _split(dtype)],
+        resolve_cache_dtype(cache_dtype),
+    )
+    if cache is not None and device == "cpu":
+        raise ConfigError(
+            f"--cache-dtype {cache_dtype}: needs --device cuda, elsewhere it saves nothing; what "
+            "it costs in accuracy: vlarft eval precision"
+        )
     if dry_run:
-        _dry_run(sizes, stages, dtypes, device, seed, json_file)
+        _dry_run(sizes, stages, dtypes, cache, device, seed, json_file)
         return
     target = resolve_device(device)
     if sample not in _SAMPLE:
@@ -94,7 +106,8 @@ def run_command(
         torch.set_num_threads(threads)
     if profile:
         for size, kind, name in product(sizes, dtypes, stages):
-            run_once(Request(size, name, Options(backend, kind, device), (), seed=seed), Console())
+            options = Options(backend, kind, device, cache_dtype=cache)
+            run_once(Request(size, name, options, (), seed=seed), Console())
         return
     meter = Meter() if target.type == "cpu" else GpuMeter(target)
     results: list[Result] = []
@@ -104,7 +117,7 @@ def run_command(
                 request = Request(
                     size,
                     name,
-                    Options(backend, kind, device, sample),
+                    Options(backend, kind, device, sample, cache),
                     names,
                     rounds,
                     seed,
@@ -123,6 +136,7 @@ def _dry_run(
     sizes: Sequence[Case],
     stages: Sequence[str],
     dtypes: Sequence[torch.dtype],
+    cache: torch.dtype | None,
     device: str,
     seed: int,
     json_file: str | None,
@@ -131,15 +145,18 @@ def _dry_run(
         raise ConfigError(f"--device {device}: allowed with --dry-run: cpu, cuda")
     rates = {kind: rates_of(device, kind) for kind in dtypes}
     found = [
-        predict(size, name, kind, rates[kind], seed)
+        predict(size, name, kind, rates[kind], seed, cache)
         for size, kind, name in product(sizes, dtypes, stages)
     ]
     console = console_for(json_file)
     table = Table(title=f"At least, by the rates of: {found[0].rates}", title_justify="left")
     for number, column in enumerate(
-        ("case", "stage", "dtype", "GB", "TFLOP", "seconds", "passes", "us a pass", "of kernels")
+        (
+            *("case", "stage", "dtype", "cache", "GB", "TFLOP", "seconds"),
+            *("passes", "us a pass", "of kernels"),
+        )
     ):
-        table.add_column(column, justify="left" if number < 3 else "right")
+        table.add_column(column, justify="left" if number < 4 else "right")
     for p in found:
         passes = max(1, p.passes)
         a_pass = (f"{1e6 * p.seconds / passes:.1f}", f"{1e6 * p.latency_seconds / passes:.1f}")
@@ -147,6 +164,7 @@ def _dry_run(
             p.case,
             p.stage,
             p.dtype,
+            p.cache_dtype,
             f"{p.bytes / 1e9:.4g}",
             f"{p.flops / 1e12:.4g}",
             f"{p.seconds:.4g}",

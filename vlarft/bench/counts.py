@@ -82,7 +82,8 @@ class Transformer:
         prompt: S, tokens shared by a scene's group.
         frame_tokens: K.
         action_dim: A.
-        element: bytes of a stored weight, key or value.
+        element: bytes of a stored weight or activation.
+        cache_element: bytes of an entry of a stored key or value.
     """
 
     layers: int
@@ -96,10 +97,13 @@ class Transformer:
     frame_tokens: int
     action_dim: int
     element: int
+    cache_element: int
 
     @staticmethod
-    def of(world: WorldModel, dtype: torch.dtype) -> "Transformer":
-        """Sizes of a world model's transformer."""
+    def of(
+        world: WorldModel, dtype: torch.dtype, cache: torch.dtype | None = None
+    ) -> "Transformer":
+        """Sizes of a world model's transformer; without `cache` keys and values are in `dtype`."""
         config = world.transformer.config
         heads = int(config.num_attention_heads)
         return Transformer(
@@ -114,6 +118,7 @@ class Transformer:
             frame_tokens=world.frame_tokens,
             action_dim=world.layout.action_dim,
             element=dtype.itemsize,
+            cache_element=(cache or dtype).itemsize,
         )
 
     @property
@@ -153,7 +158,8 @@ def prefill_work(t: Transformer, scenes: int) -> list[Work]:
     pairs = scenes * t.prompt * (t.prompt + 1) / 2
     weights = full * t.layer_weights + t.key_value_weights
     flops = 2.0 * tokens * weights + t.attention_flops(pairs, full)
-    moved = (weights + tokens * t.hidden + tokens * t.key_value_elements) * t.element
+    moved = (weights + tokens * t.hidden) * t.element
+    moved += tokens * t.key_value_elements * t.cache_element
     return [Work("prefill", flops, moved)]
 
 
@@ -170,8 +176,8 @@ def _pass(
         2.0 * width * t.block_weights + t.attention_flops(seen, t.layers) + 2.0 * t.head_weights
     )
     cache = (scenes * t.prompt + rows * after) * t.key_value_elements
-    moved = (t.block_weights + t.head_weights + rows * width * t.hidden + cache) * t.element
-    return flops, moved
+    moved = (t.block_weights + t.head_weights + rows * width * t.hidden) * t.element
+    return flops, moved + cache * t.cache_element
 
 
 def generate_work(t: Transformer, scenes: int, rollouts: int, frames: int) -> list[Work]:
@@ -231,7 +237,9 @@ def module_work(
     return [Work(what, times * flops, times * moved + sum(weights.values()))]
 
 
-def imagine_work(world: WorldModel, dtype: torch.dtype, case: Case) -> list[Work]:
+def imagine_work(
+    world: WorldModel, dtype: torch.dtype, case: Case, cache: torch.dtype | None = None
+) -> list[Work]:
     """Prefill and generation of a case."""
-    t = Transformer.of(world, dtype)
+    t = Transformer.of(world, dtype, cache)
     return prefill_work(t, case.scenes) + generate_work(t, case.scenes, case.rollouts, case.frames)

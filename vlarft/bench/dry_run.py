@@ -49,6 +49,7 @@ class Prediction:
         case: name.
         stage: name.
         dtype: of weights and activations.
+        cache_dtype: of keys and values.
         rates: whose limits were taken.
         bytes: that must be moved.
         flops: that must be done.
@@ -60,6 +61,7 @@ class Prediction:
     case: str
     stage: str
     dtype: str
+    cache_dtype: str
     rates: str
     bytes: float
     flops: float
@@ -80,10 +82,17 @@ def rates_of(device: str, dtype: torch.dtype) -> Rates:
     return Rates("this processor", limits.read_gbps * 1e9, limits.matmul_gflops(dtype) * 1e9)
 
 
-def predict(case: Case, stage: str, dtype: torch.dtype, rates: Rates, seed: int = 0) -> Prediction:
+def predict(
+    case: Case,
+    stage: str,
+    dtype: torch.dtype,
+    rates: Rates,
+    seed: int = 0,
+    cache: torch.dtype | None = None,
+) -> Prediction:
     """Count a stage's work; nothing runs."""
     material = cases.build(case, seed)
-    work: Sequence[Work] = STAGES[stage].work(material, dtype)
+    work: Sequence[Work] = STAGES[stage].work(material, dtype, cache)
     generates = stage in ("imagine", "rollout")
     passes = case.frames * material.world.frame_tokens if generates else 0
     layers = int(material.world.transformer.config.num_hidden_layers)
@@ -91,6 +100,7 @@ def predict(case: Case, stage: str, dtype: torch.dtype, rates: Rates, seed: int 
         case=case.name,
         stage=stage,
         dtype=str(dtype).removeprefix("torch."),
+        cache_dtype=str(cache or dtype).removeprefix("torch."),
         rates=rates.name,
         bytes=sum(w.total_bytes for w in work),
         flops=sum(w.total_flops for w in work),

@@ -21,12 +21,14 @@ class Options:
         device: where.
         sample: "auto" samples baselines that would take minutes, "always" and "never" are for
             checks.
+        cache_dtype: of the engine's keys and values; None: `dtype`.
     """
 
     backend: str = "native"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     sample: str = "auto"
+    cache_dtype: torch.dtype | None = None
 
 
 @dataclass

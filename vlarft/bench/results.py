@@ -56,6 +56,7 @@ class Result(BaseModel):
     backend: str
     device: str
     dtype: str
+    cache_dtype: str = ""  # empty: dtype
     threads: int
     seed: int
     seconds: Seconds
@@ -84,7 +85,8 @@ class Result(BaseModel):
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """What makes two results comparable."""
-        return self.case, self.stage, self.backend, self.device, self.dtype
+        precision = f"{self.dtype}/{self.cache_dtype}" if self.cache_dtype else self.dtype
+        return self.case, self.stage, self.backend, self.device, precision
 
     @property
     def name(self) -> str:

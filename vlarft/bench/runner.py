@@ -92,7 +92,7 @@ def measure(request: Request, meter: Meter | GpuMeter, say: Say) -> Result:
         lambda done, wanted: say(f"{request.case.name} {stage.name}: round {done}/{wanted}"),
     )
     _same_every_time(runs[_ENGINE], warm)
-    work = stage.work(material, options.dtype)
+    work = stage.work(material, options.dtype, options.cache_dtype)
     # Rates and times are medians of the same run: a machine that slows down slows both.
     during = limits.during(rounds.typical)
     rate = during.matmul_gflops(options.dtype)
@@ -104,6 +104,7 @@ def measure(request: Request, meter: Meter | GpuMeter, say: Say) -> Result:
         backend=engine.backend,
         device=str(engine.device),
         dtype=str(options.dtype).removeprefix("torch."),
+        cache_dtype=str(options.cache_dtype or "").removeprefix("torch."),
         threads=torch.get_num_threads(),
         seed=request.seed,
         seconds=Seconds(**seconds),

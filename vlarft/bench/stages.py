@@ -24,27 +24,27 @@ class Stage:
     Attributes:
         name: as users write it.
         subject: an engine and a case to something that runs.
-        work: what cannot be avoided, for a case in a dtype.
+        work: what cannot be avoided, for a case in a dtype and with a cache in another, or None.
         check: whether a baseline computed the same as the engine.
         baselines: by name.
     """
 
     name: str
     subject: Callable[[RolloutEngine, Material], Subject]
-    work: Callable[[Material, torch.dtype], list[Work]]
+    work: Callable[[Material, torch.dtype, torch.dtype | None], list[Work]]
     check: Callable[[Context, Any], Verdict]
     baselines: dict[str, Baseline]
 
 
-def _imagine(material: Material, dtype: torch.dtype) -> list[Work]:
-    return imagine_work(material.world, dtype, material.case)
+def _imagine(material: Material, dtype: torch.dtype, cache: torch.dtype | None) -> list[Work]:
+    return imagine_work(material.world, dtype, material.case, cache)
 
 
-def _prefill(material: Material, dtype: torch.dtype) -> list[Work]:
-    return prefill_work(Transformer.of(material.world, dtype), material.case.scenes)
+def _prefill(material: Material, dtype: torch.dtype, cache: torch.dtype | None) -> list[Work]:
+    return prefill_work(Transformer.of(material.world, dtype, cache), material.case.scenes)
 
 
-def _encode(material: Material, dtype: torch.dtype) -> list[Work]:  # noqa: ARG001 - float32 always
+def _encode(material: Material) -> list[Work]:
     tokenizer = _meta(material.world.tokenizer, torch.float32)
     size = tokenizer.config.resolution
     pixels = torch.empty(1, 2, 3, size, size, device="meta")
@@ -79,7 +79,7 @@ def _decode(material: Material, dtype: torch.dtype, members: int | None = None) 
     ]
 
 
-def _compare(material: Material, dtype: torch.dtype) -> list[Work]:  # noqa: ARG001 - float32 always
+def _compare(material: Material) -> list[Work]:
     case, size = material.case, material.world.tokenizer.config.resolution
     metric = build_metric(case.preset).to("meta")
     image = torch.empty(1, 3, size, size, device="meta")
@@ -90,18 +90,18 @@ def _compare(material: Material, dtype: torch.dtype) -> list[Work]:  # noqa: ARG
 def _judge(material: Material, dtype: torch.dtype) -> list[Work]:
     return [
         *_decode(material, dtype, material.case.rollouts + 1),
-        *_compare(material, dtype),
+        *_compare(material),
     ]
 
 
-def _rollout(material: Material, dtype: torch.dtype) -> list[Work]:
+def _rollout(material: Material, dtype: torch.dtype, cache: torch.dtype | None) -> list[Work]:
     """The expert is one more member that is imagined and decoded."""
     case, world = material.case, material.world
     members = case.rollouts + 1
     grown = type(case)(case.name, case.preset, case.scenes, members, case.frames)
     return [
-        *_encode(material, dtype),
-        *imagine_work(world, dtype, grown),
+        *_encode(material),
+        *imagine_work(world, dtype, grown, cache),
         *_judge(material, dtype),
     ]
 
@@ -114,12 +114,12 @@ def _meta(tokenizer: Tokenizer, dtype: torch.dtype) -> Tokenizer:
 
 
 _WORK_AND_CHECK: dict[str, tuple[Any, Any]] = {
-    "encode": (_encode, nearly_equal),
+    "encode": (lambda material, _dtype, _cache: _encode(material), nearly_equal),  # in float32
     "prefill": (_prefill, nothing),
     "imagine": (_imagine, same_tokens),
-    "decode": (_decode, close),
-    "compare": (_compare, close),
-    "judge": (_judge, close),
+    "decode": (lambda material, dtype, _cache: _decode(material, dtype), close),
+    "compare": (lambda material, _dtype, _cache: _compare(material), close),  # in float32
+    "judge": (lambda material, dtype, _cache: _judge(material, dtype), close),
     "rollout": (_rollout, same_rollout),
 }
 

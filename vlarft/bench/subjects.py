@@ -22,6 +22,7 @@ def build_engine(material: Material, options: Options, backend: str | None = Non
         backend=backend or options.backend,
         device=options.device,
         dtype=options.dtype,
+        cache_dtype=options.cache_dtype,
         metric=build_metric(material.case.preset),
     )
 

@@ -42,6 +42,7 @@ step cuda-tests 90 "$python" -m pytest -q -p no:cacheprovider tests/imagine/test
 bench imagine-1 60 --case paper-1x16 --stage imagine --baselines hf,static,torch2 --rounds 5
 bench imagine-16 60 --case paper-16x16 --stage imagine --baselines static,torch2 --rounds 3
 step kernel-tests 60 "$python" -m pytest -q -p no:cacheprovider tests/kernels
+bench imagine-16-float8 30 --case paper-16x16 --stage imagine --cache-dtype float8_e4m3fn --baselines none --rounds 3
 bench judge-16 60 --case paper-16x16 --stage decode,compare --baselines diffusers,lpips --rounds 3
 bench rollout-16 60 --case paper-16x16 --stage rollout --baselines none --rounds 5
 if command -v compute-sanitizer > /dev/null; then

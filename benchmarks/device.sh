@@ -2,7 +2,7 @@
 # Everything worth knowing of a GPU machine, in one command and at most 9 minutes: builds, tests,
 # sanitises and benchmarks every stage, the most valuable first. A step that fails or lacks a tool is
 # noted and the next one starts. Usage: benchmarks/device.sh [OUT], OUT: a folder for logs and JSON
-# (default: build/device). Needs CUDA, torch >= 2.11 and Python 3.11 or 3.12; no internet when these
+# (default: build/device); all results together go to benchmarks/results/gpu-NAME.json. Needs CUDA, torch >= 2.11 and Python 3.11 or 3.12; no internet when these
 # packages are here: pybind11 scikit-build-core ninja cmake transformers peft h5py safetensors.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -41,8 +41,9 @@ step info 30 "$python" -m vlarft info
 step cuda-tests 90 "$python" -m pytest -q -p no:cacheprovider tests/imagine/test_cuda.py
 bench imagine-1 60 --case paper-1x16 --stage imagine --baselines hf,static,torch2 --rounds 5
 bench imagine-16 60 --case paper-16x16 --stage imagine --baselines static,torch2 --rounds 3
+bench imagine-16-float8 30 --case paper-16x16 --stage imagine --cache-dtype float8_e4m3fn \
+  --baselines none --rounds 3
 step kernel-tests 60 "$python" -m pytest -q -p no:cacheprovider tests/kernels
-bench imagine-16-float8 30 --case paper-16x16 --stage imagine --cache-dtype float8_e4m3fn --baselines none --rounds 3
 bench judge-16 60 --case paper-16x16 --stage decode,compare --baselines diffusers,lpips --rounds 3
 bench rollout-16 60 --case paper-16x16 --stage rollout --baselines none --rounds 5
 if command -v compute-sanitizer > /dev/null; then
@@ -55,4 +56,26 @@ else
 fi
 bench published-1 60 --case paper-1x16 --stage imagine --baselines published --rounds 1
 bench imagine-float32 30 --case paper-1x16 --stage imagine --dtype float32 --baselines none --rounds 3
+
+# One comparable record of this GPU, of whatever was measured.
+"$python" - "$out" "${VLARFT_DEVICE_RESULTS:-benchmarks/results}" <<'PYTHON' | tee -a "$summary"
+import json
+import re
+import sys
+from pathlib import Path
+
+results = []
+for file in sorted(Path(sys.argv[1]).glob("*.json")):
+    try:
+        results += json.loads(file.read_text())
+    except (ValueError, OSError) as error:  # a step that was stopped while it wrote
+        print(f"{file.name}: left out ({error})")
+if results:
+    name = (results[0]["machine"]["gpus"] or ["unknown"])[0]
+    record = Path(sys.argv[2]) / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    record.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"record: {record}, {len(results)} results")
+else:
+    print("record: none, nothing was measured")
+PYTHON
 echo "== $summary"

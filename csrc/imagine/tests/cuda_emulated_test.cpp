@@ -295,6 +295,25 @@ void check_float8_scales() {
   }
 }
 
+// The graphs of the four shapes used last are kept, with the addresses that they were captured
+// with.
+void check_graphs_are_kept() {
+  const Model model = random_model(small_config(Storage::kFloat32));
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  const auto captures = [&](int64_t rows) {
+    const double before = imaginer.capture_seconds();
+    on_gpu(imaginer, {1, rows, 19, 1, 3, 2});
+    return imaginer.capture_seconds() > before;
+  };
+  for (const int64_t rows : {5, 4, 3, 2}) CHECK(captures(rows));  // none needs more memory
+  for (const int64_t rows : {5, 4, 3, 2, 5}) CHECK(!captures(rows));
+  CHECK(captures(1));  // in place of 4, which waited longest
+  for (const int64_t rows : {5, 3, 2, 1}) CHECK(!captures(rows));
+  CHECK(captures(4));
+  CHECK(captures(9));  // more memory: other addresses, so every graph is captured again
+  CHECK(captures(4));
+}
+
 // What a GPU computes in float32, against the emulation's shorter way.
 void check_shuffles() {
   float products[2][gpu::kWarp][4] = {};
@@ -345,6 +364,7 @@ void check_errors() {
 
 int main() {
   check_shuffles();
+  check_graphs_are_kept();
   check_widening();
   check_float8_places<16>();
   check_float8_places<128>();

@@ -6,6 +6,7 @@ import pytest
 
 from vlarft.bench import limits
 from vlarft.bench.cases import NAMED, Case, build, find_case, output_hash
+from vlarft.bench.profile import profiler_commands
 from vlarft.bench.results import load
 from vlarft.bench.stages import STAGES
 from vlarft.cli import run_command
@@ -137,3 +138,13 @@ def test_a_narrow_cache_needs_a_gpu(capsys):
 def test_gpus_are_asked_for_by_name(capsys):
     assert run_command(["bench", "run", "--case", "tiny", "--profile"]) != 0
     assert "--profile: needs --device cuda" in capsys.readouterr().err
+
+
+def test_profilers_run_the_same_command_and_its_window_only():
+    command = "vlarft bench run --device cuda --profile"
+    nsys, ncu = profiler_commands("tiny-imagine", command)
+    assert nsys.startswith("VLARFT_NVTX=1 nsys profile --capture-range=cudaProfilerApi ")
+    assert "--cuda-graph-trace=node" in nsys
+    assert ncu.startswith("ncu --profile-from-start off --graph-profiling node ")
+    for line in (nsys, ncu):
+        assert line.endswith(f"tiny-imagine {command}")

@@ -13,6 +13,7 @@ from vlarft.bench.counts import (
     floor_seconds,
     generate_work,
     module_work,
+    pass_kernels,
     prefill_work,
 )
 from vlarft.bench.stages import STAGES
@@ -58,6 +59,18 @@ def test_generation_pass_by_pass():
     assert unrolled == list(zip(flops, moved, strict=True))
     assert sum(w.total_flops for w in works) == sum(flops)
     assert sum(w.total_bytes for w in works) == sum(moved)
+
+
+@pytest.mark.parametrize("cache_element", [4, 1])
+def test_kernels_of_a_pass_are_the_pass(cache_element):
+    """Half way of 2 frames of 2 + 3 tokens: the pass after 5 tokens of a row."""
+    sizes = replace(T, cache_element=cache_element)
+    kernels = pass_kernels(sizes, scenes=2, rollouts=3, frames=2)
+    pairs = 10 + 5 + 1
+    assert sum(k.count * k.flops for k in kernels) == 6 * (2 * 264 + 2 * PAIR * pairs + 2 * 28)
+    cache = (20 + 6 * 6) * 12 * cache_element
+    assert sum(k.count * k.bytes for k in kernels) == 4 * (264 + 28 + 6 * 4) + cache
+    assert sum(k.count for k in kernels) == 5 * sizes.layers + 2  # collecting and sampling apart
 
 
 def test_a_narrow_cache_counts_its_own_bytes():

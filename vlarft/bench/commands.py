@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vlarft.bench.accuracy import measure_accuracy
 from vlarft.bench.cases import Case, find_case
-from vlarft.bench.dry_run import predict, rates_of
+from vlarft.bench.dry_run import Prediction, predict, rates_of
 from vlarft.bench.gpu_limits import GpuMeter
 from vlarft.bench.limits import Limits, Meter
 from vlarft.bench.machine import machine, near
@@ -177,7 +177,28 @@ def _dry_run(
             "of kernels: a pass of a GPU has 5 kernels a layer and 4 beside; 2.5 us each is an "
             "estimate. A pass takes at least the larger of both columns.",
         )
+        for p in found:
+            if p.kernels:
+                console.print(_kernel_table(p))
     write_result(json_file, {"predictions": [p.to_dict() for p in found]})
+
+
+def _kernel_table(p: Prediction) -> Table:
+    """A pass by kernel, to set beside a profiler's times."""
+    table = Table(
+        title=f"A pass of {p.case} half way, {p.dtype}, {p.cache_dtype} cache", title_justify="left"
+    )
+    for number, column in enumerate(("kernel", "times", "MB", "GFLOP", "us")):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for kernel in p.kernels:
+        table.add_row(
+            kernel.name,
+            str(kernel.times),
+            f"{kernel.bytes / 1e6:.4g}",
+            f"{kernel.flops / 1e9:.4g}",
+            f"{1e6 * kernel.seconds:.3g}",
+        )
+    return table
 
 
 @app.command("compare")

@@ -203,6 +203,36 @@ def generate_work(t: Transformer, scenes: int, rollouts: int, frames: int) -> li
     return work
 
 
+def pass_kernels(t: Transformer, scenes: int, rollouts: int, frames: int) -> list[Work]:
+    """A GPU's kernels of one pass of one token a row, half way through a rollout.
+
+    Together they are what `generate_work` counts for that pass; `count` is how often a pass has the
+    kernel, the other numbers are of one launch. Names are those that profilers show.
+    """
+    rows = scenes * rollouts
+    before = frames * (t.action_dim + t.frame_tokens) // 2
+    wide = t.heads * t.head_dim
+    cache = (scenes * t.prompt + rows * (before + 1)) * t.key_value_elements / t.layers
+
+    def product(what: str, weights: int, count: int = t.layers) -> Work:
+        return Work(f"product_*<{what}", 2.0 * rows * weights, weights * t.element, count)
+
+    return [
+        Work("embed_kernel", 0.0, rows * t.hidden * t.element),
+        product("StoreQkv>", t.hidden * wide + t.key_value_weights),
+        Work(
+            "attention_kernel",
+            rows * t.attention_flops(t.prompt + before + 1, 1),
+            cache * t.cache_element,
+            t.layers,
+        ),
+        product("StoreResidual> of output", t.hidden * wide),
+        product("StoreGated>", 2 * t.hidden * t.ffn),
+        product("StoreResidual> of down", t.hidden * t.ffn),
+        product("StoreLogits>", t.head_weights, 1),
+    ]
+
+
 def module_work(
     what: str, modules: Sequence[nn.Module], call: Callable[[], Any], times: int
 ) -> list[Work]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from vlarft.bench import cases
 from vlarft.bench.cases import Case
-from vlarft.bench.counts import Work, floor_seconds
+from vlarft.bench.counts import Transformer, Work, floor_seconds, pass_kernels
 from vlarft.bench.limits import Meter
 from vlarft.bench.stages import STAGES
 
@@ -42,6 +43,25 @@ _H200_READ = 4.3e12
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One of a GPU's kernels in a pass half way through a rollout.
+
+    Attributes:
+        name: as profilers show it.
+        times: in a pass.
+        bytes: that one launch must move.
+        flops: that it must do.
+        seconds: a launch cannot be faster.
+    """
+
+    name: str
+    times: int
+    bytes: float
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One stage of one case.
 
@@ -56,6 +76,7 @@ class Prediction:
         seconds: nothing can be faster.
         passes: that depend on each other.
         latency_seconds: of those passes' kernels; 0 on a CPU.
+        kernels: of one pass on a GPU, for the stage imagine.
     """
 
     case: str
@@ -68,8 +89,9 @@ class Prediction:
     seconds: float
     passes: int
     latency_seconds: float
+    kernels: tuple[Kernel, ...] = ()
 
-    def to_dict(self) -> dict[str, float | int | str]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
@@ -96,6 +118,13 @@ def predict(
     generates = stage in ("imagine", "rollout")
     passes = case.frames * material.world.frame_tokens if generates else 0
     layers = int(material.world.transformer.config.num_hidden_layers)
+    kernels: tuple[Kernel, ...] = ()
+    if stage == "imagine" and rates.kernel > 0:
+        t = Transformer.of(material.world, dtype, cache)
+        kernels = tuple(
+            Kernel(w.what, w.count, w.bytes, w.flops, _once(w, rates))
+            for w in pass_kernels(t, case.scenes, case.rollouts, case.frames)
+        )
     return Prediction(
         case=case.name,
         stage=stage,
@@ -107,4 +136,9 @@ def predict(
         seconds=floor_seconds(work, rates.read, rates.multiply),
         passes=passes,
         latency_seconds=passes * (_KERNELS_A_LAYER * layers + _KERNELS_BESIDE) * rates.kernel,
+        kernels=kernels,
     )
+
+
+def _once(work: Work, rates: Rates) -> float:
+    return max(work.bytes / rates.read, work.flops / rates.multiply)

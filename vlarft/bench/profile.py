@@ -35,15 +35,16 @@ def run_once(request: Request, console: Console) -> None:
     torch.cuda.profiler.stop()
     engine.release()
     name = f"{request.case.name}-{request.stage}"
-    command = command_line()
     say(console, f"{name}: {run.seconds:.4g} s in the window. To profile it:")
-    say(
-        console,
+    for command in profiler_commands(name, command_line()):
+        say(console, command)
+
+
+def profiler_commands(name: str, command: str) -> tuple[str, str]:
+    """Command lines of nsys and ncu that run `command` and keep its window under `name`."""
+    return (
         f"VLARFT_NVTX=1 nsys profile --capture-range=cudaProfilerApi --cuda-graph-trace=node "
         f"--trace=cuda,nvtx --output={name} {command}",
-    )
-    say(
-        console,
         f"ncu --profile-from-start off --graph-profiling node --set roofline --launch-count 200 "
         f"--export {name} {command}",
     )

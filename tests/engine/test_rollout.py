@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlarft.engine import RolloutEngine, Sampling, resolve
+from vlarft.engine import RolloutEngine, Sampling, resolve, stats
 from vlarft.errors import BackendError, CheckpointError, ConfigError, DataError, ShapeError
 
 
@@ -237,3 +237,32 @@ def test_native_on_a_gpu_names_what_is_missing(world, monkeypatch):
 
 def _build_without_cuda():
     return {"cuda": False, "cuda_reason": "no nvcc"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_refused(world):
+    with pytest.raises(
+        BackendError, match="device 'cuda': PyTorch sees no CUDA GPU here; use 'cpu"
+    ):
+        RolloutEngine(world, device="cuda")
+
+
+def test_ranges_nest_rollout_and_stages(engine, scenes, actions, expert, monkeypatch):
+    """As nsys will show them, one below the other; nothing is pushed without VLARFT_NVTX=1."""
+    depth, seen = [], []
+
+    def push(name):
+        seen.append("/".join([*depth, name]))
+        depth.append(name)
+
+    fake = SimpleNamespace(
+        build_info=lambda: {"cuda": True}, range_push=push, range_pop=lambda: depth.pop()
+    )
+    monkeypatch.setattr(stats, "_native", fake)
+    engine.rollout(scenes, actions, expert)
+    assert seen == []
+    monkeypatch.setenv("VLARFT_NVTX", "1")
+    engine.rollout(scenes, actions, expert)
+    stages = [f"rollout/{stage}" for stage in ("prefill", "imagine", "decode", "compare")]
+    assert list(dict.fromkeys(seen)) == ["rollout", *stages]
+    assert depth == []

@@ -7,7 +7,7 @@ from tests.imagine.test_native import CODES, GUESS_SOURCES, POSITIONS, draw, lla
 from vlarft import _native
 from vlarft.engine.native import Generator, unsupported
 from vlarft.engine.speculate import Shape
-from vlarft.errors import UnsupportedModelError
+from vlarft.errors import BackendError, UnsupportedModelError
 
 PROMPT, FRAMES, ACTIONS, TOKENS = 150, 2, 7, 9
 gpu = pytest.mark.skipif(
@@ -44,6 +44,14 @@ def test_heads_that_are_too_wide_are_refused():
     reasons = unsupported(config, torch.device("cuda", 0))
     assert reasons == ["head_dim = 144 (supported on a GPU: at most 128)"]
     assert unsupported(config) == []
+
+
+def test_scores_are_refused_on_a_gpu():
+    generator = Generator(llama(1), CODES, POSITIONS, torch.float32)
+    prompts = generator.prefill(random_ids(1, 3, seed=1))
+    generator._device = torch.device("cuda", 0)
+    with pytest.raises(BackendError, match="score: runs on a CPU only"):
+        generator.score(prompts, random_ids(1, 1, 2, seed=2), chunk=1)
 
 
 @gpu

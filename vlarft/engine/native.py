@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlarft import _native
 from vlarft.engine.speculate import MEASURED_TOKENS, Rates, Shape
-from vlarft.errors import UnsupportedModelError
+from vlarft.errors import BackendError, UnsupportedModelError
 from vlarft.reference.imagine import Draw
 from vlarft.reference.imagine import unsupported as reference_unsupported
 
@@ -236,7 +236,13 @@ class Generator:
         return tokens.long(), stats
 
     def score(self, prompts: Prompts, ids: Tensor, *, chunk: int) -> Tensor:
-        """Logits [P,M,L,frame_codes] after each of ids [P,M,L], `chunk` ids a pass; on a CPU."""
+        """Logits [P,M,L,frame_codes] after each of ids [P,M,L], `chunk` ids a pass.
+
+        Raises:
+            BackendError: this generator is on a GPU.
+        """
+        if self._on_gpu:
+            raise BackendError("score: runs on a CPU only; make a generator there for it")
         logits = self._imaginer.score(
             list(prompts.scenes_kept), _ids(ids), chunk=chunk, **self._where()
         )

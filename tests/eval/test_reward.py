@@ -11,6 +11,7 @@ from vlarft.demo import DEMOS, WORLD, load_windows
 from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import ConfigError, DataError
 from vlarft.eval.conventions import AS_RECORDED, compare_conventions, readings, teacher_forced
+from vlarft.eval.entries import measure_entries
 from vlarft.eval.horizon import measure_horizon
 from vlarft.eval.reward import evaluate_reward, variance_parts
 from vlarft.eval.simulated import Executed
@@ -108,6 +109,7 @@ def test_evaluation_end_to_end(world, windows):
         rollouts=4,
         seeds=2,
         uncertainty=measure_uncertainty(engine, windows, numbers, sampling),
+        entries=measure_entries(engine, windows, numbers, sampling),
         simulations=simulations,
         progress=lambda *report: seen.append(report),
     )
@@ -118,6 +120,7 @@ def test_evaluation_end_to_end(world, windows):
     assert report.simulated.agreements[0].actions.value > 0.7
     assert "rank correlation with the simulator's frames after 8" in report.checks()[-1][1]
     assert -1 <= report.uncertainty.order.value <= 1
+    assert any(line.startswith("distance when one entry") for line in report.lines())
     assert list(report.sensitivity) == [0.05, 0.1, 0.2, 0.4]
     assert report.sensitivity[0.4] > report.sensitivity[0.05] > 0
     assert {g.noise for g in report.groups} == {"shared", "independent"}

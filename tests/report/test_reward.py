@@ -51,6 +51,7 @@ def summary():
             ],
             "windows": 48, "replayed": 0.00012,
         },
+        "entries": {"windows": 48, "distance": {"dx": figure(0.0028), "dy": figure(0.0064)}},
         "outcomes": {
             "solved": 78, "failed": 18, "pairs": 140,
             "areas": {"imagined last frame": figure(0.97), "first frame": figure(0.26)},
@@ -74,7 +75,7 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
     ]  # fmt: skip
     tables = {table.title: table for table in report.tables}
     assert list(tables) == [
-        "Conventions", "Signal against noise", "Against the simulator",
+        "Conventions", "Signal against noise", "What it sees", "Against the simulator",
         "Failures against successes", "Horizon", "Token entropy",
     ]  # fmt: skip
     assert tables["Conventions"].rows[1][2] == "+0.226 (+0.126 to +0.326)"
@@ -91,7 +92,7 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
 
 
 def test_parts_that_were_not_measured_are_left_out(summary, tmp_path):
-    summary |= dict.fromkeys(("horizon", "uncertainty", "simulated", "outcomes"))
+    summary |= dict.fromkeys(("horizon", "uncertainty", "entries", "simulated", "outcomes"))
     summary["checks"] = summary["checks"][:1]
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     report = build_report(tmp_path)

@@ -254,6 +254,7 @@ def eval_reward(
     from vlarft.data.windows import Windows
     from vlarft.demo import DEMOS, WORLD, EngineOptions, Stopwatch, finish, load_windows
     from vlarft.errors import DataError
+    from vlarft.eval.entries import measure_entries
     from vlarft.eval.horizon import CHUNKS, measure_horizon
     from vlarft.eval.outcomes import measure_outcomes
     from vlarft.eval.reward import evaluate_reward
@@ -291,6 +292,8 @@ def eval_reward(
                 far = measure_horizon(engine, long, numbers, sampling, progress=progress)
     with clock("uncertainty"), progress_bar("asking what is not known") as progress:
         doubt = measure_uncertainty(engine, chosen, picked, sampling, progress=progress)
+    with clock("entries"), progress_bar("shifting entries") as progress:
+        directions = measure_entries(engine, chosen, picked, sampling, progress=progress)
     with clock("groups"), progress_bar("judging groups") as progress:
         report = evaluate_reward(
             engine,
@@ -302,6 +305,7 @@ def eval_reward(
             horizon=far,
             uncertainty=doubt,
             outcomes=ends,
+            entries=directions,
             simulations=simulations,
             progress=progress,
         )

@@ -20,6 +20,7 @@ from vlarft.data.windows import Windows, moving_mask
 from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import ConfigError
 from vlarft.eval.conventions import AS_RECORDED, Convention, compare_conventions
+from vlarft.eval.entries import Entries
 from vlarft.eval.horizon import Horizon
 from vlarft.eval.image_quality import psnr, squared_error
 from vlarft.eval.outcomes import Outcomes
@@ -84,6 +85,7 @@ class RewardReport:
         uncertainty: entropy against error, when measured.
         simulated: groups executed in the simulator, when asked for.
         outcomes: recorded failures against successes, when failures are given.
+        entries: which entries of an action it sees, when measured.
     """
 
     windows: int
@@ -97,6 +99,7 @@ class RewardReport:
     uncertainty: Uncertainty | None = None
     simulated: Simulated | None = None
     outcomes: Outcomes | None = None
+    entries: Entries | None = None
 
     def checks(self) -> list[tuple[bool, str]]:
         """Whether each check holds, and its figures in words."""
@@ -145,7 +148,7 @@ class RewardReport:
         verdict = "the reward can be trusted" if not failed else f"{failed} checks failed"
         words = [f"Verdict: {verdict}."]
         words += [f"[{'ok' if holds else 'FAILED'}] {text}" for holds, text in self.checks()]
-        shown = (self.simulated, self.outcomes, self.horizon, self.uncertainty)
+        shown = (self.entries, self.simulated, self.outcomes, self.horizon, self.uncertainty)
         return words + [line for part in shown if part for line in part.lines()]
 
     def table(self) -> Table:
@@ -180,6 +183,7 @@ class RewardReport:
             "uncertainty": self.uncertainty and self.uncertainty.to_dict(),
             "simulated": self.simulated and self.simulated.to_dict(),
             "outcomes": self.outcomes and self.outcomes.to_dict(),
+            "entries": self.entries and self.entries.to_dict(),
         }
 
 
@@ -217,6 +221,7 @@ def evaluate_reward(
     horizon: Horizon | None = None,
     uncertainty: Uncertainty | None = None,
     outcomes: Outcomes | None = None,
+    entries: Entries | None = None,
     simulations: Simulations | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RewardReport:
@@ -233,6 +238,7 @@ def evaluate_reward(
         horizon: as measured by `measure_horizon`; None: left out.
         uncertainty: as measured by `measure_uncertainty` on the same windows; likewise.
         outcomes: as measured by `measure_outcomes`; likewise.
+        entries: as measured by `measure_entries`; likewise.
         simulations: executes the groups of the same windows; likewise.
         progress: called with (windows done, windows) of the groups; executing them counts too.
 
@@ -301,6 +307,7 @@ def evaluate_reward(
         horizon=horizon,
         uncertainty=uncertainty,
         outcomes=outcomes,
+        entries=entries,
         simulated=simulated,
     )
 

@@ -198,7 +198,13 @@ def test_rft_one_run_then_report(models, tmp_path, capsys):
 
 
 ENGINE = ["--backend", "reference", "--dtype", "bfloat16", "--attention", "sdpa"]
-USED = {"backend": "reference", "dtype": "bfloat16", "attention": "sdpa", "device": "cpu"}
+USED = {
+    "backend": "reference",
+    "dtype": "bfloat16",
+    "attention": "sdpa",
+    "device": "cpu",
+    "cache_dtype": None,
+}
 
 
 def spy_on_engines(monkeypatch):

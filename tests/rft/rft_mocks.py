@@ -45,6 +45,7 @@ class MockEngine:
     """Like `RolloutEngine`: an imagined frame is the running mean of the actions up to it."""
 
     metric, dtype, device = "lpips-alex", torch.float32, torch.device("cpu")
+    cache_dtype = None
 
     def __init__(self, world: float = 1.0) -> None:
         self.world = MockWorld(world)

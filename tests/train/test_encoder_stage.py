@@ -57,7 +57,9 @@ def test_an_encoder_is_trained_and_a_policy_stands_on_it(config, scenes, tmp_pat
     summary = json.loads((tmp_path / "encoder" / "summary.json").read_text())
     assert summary["stage"] == "encoder"
     assert 0 <= summary["validation"]["target_near"] <= 1
-    assert "Pre-training of the encoder" in (tmp_path / "encoder" / "report.html").read_text()
+    page = (tmp_path / "encoder" / "report.html").read_text()
+    assert "Pre-training of the encoder" in page
+    assert "22 training scenes of 1 tasks, judged on 2 others" in page
     recordings = [write_recordings(tmp_path / "pick_up_the_milk_demo.hdf5")]
     run = tmp_path / "policy"
     policy = FlowPolicy.from_pretrained(train_policy(config, recordings, run, places=folder))

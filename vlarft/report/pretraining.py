@@ -143,6 +143,12 @@ def pretraining_report(name: str, summary: dict[str, Any], metrics: Records) -> 
 
 def _data(summary: dict[str, Any]) -> str:
     training, validation = summary["training"], summary["held_out"]
+    if summary["stage"] == "encoder":
+        return (
+            f"{summary['steps']} steps of {summary['batch_size']} scenes, seed {summary['seed']}; "
+            f"{training['windows']} training scenes of {training['episodes']} tasks, judged on "
+            f"{validation['windows']} others."
+        )
     return (
         f"{summary['steps']} steps of {summary['batch_size']} windows, seed {summary['seed']}; "
         f"{training['windows']} training windows of {training['episodes']} episodes, judged on "

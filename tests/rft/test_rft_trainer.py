@@ -1,6 +1,7 @@
 """The loop: what a step learns, what it writes, how it stops and continues."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from vlarft.rft.config import RFTConfig
 from vlarft.rft.experiment import run_experiment
 from vlarft.rft.metrics import flat_numbers, open_sinks
 from vlarft.rft.run import run_rft
-from vlarft.rft.trainer import Trainer
+from vlarft.rft.trainer import Trainer, rate_factor
 
 SETTINGS = (
     "steps=6", "scenes=4", "rollouts=6", "checkpoint_interval=2", "reward.metric=lpips-alex",
@@ -333,6 +334,21 @@ def test_what_runs_before_the_first_step_is_shown(tmp_path, capsys):
 
 
 # ---- stop and continue --------------------------------------------------------------------------
+
+
+def test_a_cosine_falls_from_the_warm_up_to_the_end_of_the_run(tmp_path):
+    config = configure("optimiser.schedule=cosine", "steps=10", "optimiser.warmup=2")
+    factors = [rate_factor(config, step) for step in range(10)]
+    assert factors[0] == pytest.approx(0.5)
+    assert factors[5] == pytest.approx(0.51)
+    assert factors[9] == pytest.approx(0.02 + 0.49 * (1 + math.cos(0.9 * math.pi)))
+    assert factors[1:] == sorted(factors[1:], reverse=True)
+    trainer = Trainer(MockEngine(), MockPolicy(), make_windows(), config)
+    rates = [trainer.run_step()["lr"]["head"] for _ in range(3)]
+    assert rates == pytest.approx([0.003 * factor for factor in factors[:3]])
+    run(tmp_path, "optimiser.schedule=cosine", "steps=4")
+    with pytest.raises(CheckpointError, match="steps was 4, now 6"):
+        run(tmp_path, "optimiser.schedule=cosine", "steps=6")
 
 
 def test_resume_refuses_another_configuration_or_a_shorter_run(tmp_path):

@@ -125,6 +125,8 @@ class OptimiserConfig(Config):
     """Learning rate of the Sigma Net."""
     warmup: Count = 10
     """Steps of linear warm-up of both rates: `(step + 1) / warmup`; 0 = none."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Both rates after the warm-up: constant, or a cosine that falls to 2% at the run's end."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,

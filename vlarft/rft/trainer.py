@@ -58,6 +58,7 @@ from vlarft.rft.rewards import action_scale
 
 HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a Gaussian of sigma 1, nats
 MAY_CHANGE = {"steps", "checkpoint_interval", "sinks"}  # on resume: none of them changes a step
+WITHOUT_STEPS = MAY_CHANGE - {"steps"}  # where the rate depends on them
 
 
 class Trainer:
@@ -231,7 +232,7 @@ class Trainer:
                 reference = [self._frozen_log_prob(observation, proposal, rows) for rows in mine]
 
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rates[group["name"]] * self._warmup()
+            group["lr"] = self.rates[group["name"]] * rate_factor(self.config, self.step)
         records: list[dict[str, float]] = []
         for number in range(objective.epochs * len(parts)):
             part = number % len(parts)
@@ -351,9 +352,6 @@ class Trainer:
     def _generator(self, purpose: str, part: int = 0) -> torch.Generator:
         return generator_for(self.config.seed, self.step, purpose, part, self.device)
 
-    def _warmup(self) -> float:
-        return min(1.0, (self.step + 1) / max(1, self.config.optimiser.warmup))
-
     def _rates_now(self) -> dict[str, float]:
         return {group["name"]: group["lr"] for group in self.optimiser.param_groups}
 
@@ -380,7 +378,8 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint belongs to another configuration or policy.
         """
-        check_same_run(state, where, self.config.model_dump(mode="json"), {}, MAY_CHANGE)
+        may_change = MAY_CHANGE if self.config.optimiser.schedule == "constant" else WITHOUT_STEPS
+        check_same_run(state, where, self.config.model_dump(mode="json"), {}, may_change)
         if state["step"] > self.config.steps:
             raise CheckpointError(
                 f"{where}: already at step {state['step']}, steps = {self.config.steps}; "
@@ -397,6 +396,14 @@ class Trainer:
         if self.reference is not None:
             self.reference = [weight.to(self.device) for weight in self.reference]
         self.noise_floor, self.step = state["noise_floor"], state["step"]
+
+
+def rate_factor(config: RFTConfig, step: int) -> float:
+    """What a step's learning rates are of the configured ones: warm-up, then the schedule."""
+    warm = min(1.0, (step + 1) / max(1, config.optimiser.warmup))
+    if config.optimiser.schedule == "constant":
+        return warm
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 @contextmanager

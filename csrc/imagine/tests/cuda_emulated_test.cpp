@@ -373,11 +373,11 @@ int main() {
   check_float8_broken();
   for (const CacheStorage cache : {CacheStorage::kAsWeights, CacheStorage::kFloat8}) {
     check_against_cpu(cache);
-    check_long(cache);
-    check_invariance(Storage::kFloat32, cache);
     check_invariance(Storage::kBfloat16, cache);
     check_bfloat16(cache);
   }
+  check_long(CacheStorage::kAsWeights);
+  check_invariance(Storage::kFloat32, CacheStorage::kAsWeights);
   check_broken_and_stopped();
   check_refusals();
   check_errors();

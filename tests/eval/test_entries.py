@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from vlarft.data.libero import ACTION_NAMES
 from vlarft.demo import DEMOS, WORLD, load_windows
 from vlarft.engine import RolloutEngine, Sampling
-from vlarft.eval.entries import NAMES, measure_entries, shifted
+from vlarft.eval.entries import measure_entries, shifted
 from vlarft.models.world_model import WorldModel
 from vlarft.rft.evaluation import spread_windows
 
@@ -51,7 +52,7 @@ def test_the_bundled_world_sees_across_better_than_in_depth(world, windows) -> N
         progress=lambda *report: seen.append(report),
     )
     assert seen == [(5, 10), (10, 10)]
-    assert tuple(found.distance) == NAMES
+    assert tuple(found.distance) == ACTION_NAMES
     assert found.distance["dy"].value > found.distance["dx"].value > 0
     assert all(e.interval[0] <= e.value <= e.interval[1] for e in found.distance.values())
     assert "dx 0.0" in found.lines()[0]

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from vlarft.data.inspect import inspect_files, inspection_table
-from vlarft.data.libero import SPLITS, Split, find_files, read_episodes
+from vlarft.data.libero import ACTION_NAMES, SPLITS, Split, find_files, read_episodes
 from vlarft.data.render import render_files
 from vlarft.data.scenes import draw_scenes
 from vlarft.data.statistics import Statistics, compute_statistics
@@ -35,7 +35,6 @@ DropNoops = Annotated[
 ]
 Camera = Annotated[str, typer.Option(help="agentview_rgb, eye_in_hand_rgb or another one's.")]
 
-ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 PROPRIOCEPTION_NAMES = ("x", "y", "z", "ax", "ay", "az", "finger 1", "finger 2")
 
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from vlarft.errors import DataError
 
-ACTION_SIZE = 7  # dx, dy, dz, droll, dpitch, dyaw, gripper
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+ACTION_SIZE = len(ACTION_NAMES)
 PROPRIOCEPTION = (
     ("ee_pos", 3),
     ("ee_ori", 3),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vlarft.data.libero import episode_names, find_files, open_libero, read_floats
-from vlarft.data.render import check_simulator, check_source
+from vlarft.data.render import StateFile, check_simulator, check_source
 from vlarft.errors import DataError, SimulatorError
 from vlarft.libero.parallel import run_by_task
 from vlarft.libero.remote import RemoteSimulator, ask, choose_renderer
@@ -33,14 +33,6 @@ TRIES = 200  # placements drawn before a scene is left as it was recorded
 HELD_OUT = 12  # of so many scenes of a file, the last one validates
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    task: int
-    number: int
-    source: Path
-    destination: Path
-
-
 def draw_scenes(
     work: Sequence[tuple[Path, Path]],
     count: int = 1200,
@@ -50,7 +42,7 @@ def draw_scenes(
     jobs: int = 1,
     python: Path | None = None,
     progress: Callable[[Path, int, int], None] | None = None,
-) -> list[int]:
+) -> None:
     """Draw scenes of some recorded tasks, each with a simulator of its own.
 
     Only training episodes are taken, so that validation episodes stay unseen.
@@ -64,9 +56,6 @@ def draw_scenes(
         python: interpreter with LIBERO; None is this one.
         progress: called with (destination, scenes drawn, count).
 
-    Returns:
-        Scenes of each file.
-
     Raises:
         DataError: a source is damaged, or has no training episode. All are checked first.
         BackendError: LIBERO's simulator or OpenGL is not available.
@@ -79,7 +68,7 @@ def draw_scenes(
     files = [check_source(number, *pair) for number, pair in enumerate(work)]
     states = [_training_states(file.source) for file in files]
     if not files:
-        return []
+        return
     ask("versions", python)
     renderer, _ = choose_renderer(python)
 
@@ -87,19 +76,16 @@ def draw_scenes(
         meta = files[number].meta
         return RemoteSimulator(str(meta["suite"]), int(meta["task_id"]), size, python, renderer)
 
-    def draw(simulator: RemoteSimulator, item: _Work) -> None:
-        file = files[item.task]
+    def draw(simulator: RemoteSimulator, file: StateFile) -> None:
         check_simulator(simulator, file, [CAMERA])
         rng = np.random.default_rng([seed, int(file.meta["task_id"])])
-        show = partial(progress, item.destination) if progress else None
-        _draw_task(simulator, states[item.task], count, rng, item.destination, show)
+        show = partial(progress, file.destination) if progress else None
+        _draw_task(simulator, states[file.task], count, rng, file.destination, show)
 
-    def failed(item: _Work, error: SimulatorError) -> None:
-        raise SimulatorError(f"{item.source}: {error}") from error
+    def failed(file: StateFile, error: SimulatorError) -> None:
+        raise SimulatorError(f"{file.source}: {error}") from error
 
-    items = [_Work(n, n, file.source, file.destination) for n, file in enumerate(files)]
-    run_by_task(items, jobs, open_file, draw, failed)
-    return [count] * len(files)
+    run_by_task(files, jobs, open_file, draw, failed)
 
 
 def _training_states(source: Path) -> list[Float64Array]:

@@ -3,9 +3,10 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from vlarft.errors import ConfigError
 from vlarft.options import (
@@ -27,6 +28,9 @@ from vlarft.options import (
     sampling_of,
 )
 from vlarft.terminal import Jobs, JsonFile, Python, command_line, console_for, say, write_result
+
+if TYPE_CHECKING:
+    from vlarft.demo import Stopwatch
 
 app = typer.Typer(no_args_is_help=True, help="Measure: imaginations, and success in LIBERO.")
 
@@ -159,18 +163,15 @@ def eval_world_model(
 
     Example: vlarft eval world-model --run runs/quality --windows 128
     """
-    from vlarft.config import dump_values
     from vlarft.demo import (
         DEMOS,
         WORLD,
         EngineOptions,
         Stopwatch,
-        finish,
         judge_world_model,
         load_windows,
     )
     from vlarft.progress import progress_bar
-    from vlarft.report.environment import write_environment
 
     console, clock = console_for(json_file), Stopwatch()
     options = EngineOptions(backend, dtype, attention, device, cache_dtype)
@@ -187,7 +188,6 @@ def eval_world_model(
     for line in quality.lines():
         say(console, line)
     if run:
-        write_environment(run)
         asked = {
             "world": str(world or WORLD),
             "data": [str(path) for path in data or [DEMOS]],
@@ -198,9 +198,7 @@ def eval_world_model(
             "engine": asdict(options),
             "sampling": sampling.model_dump(mode="json"),
         }
-        dump_values(asked, run / "config.yaml")
-        summary = finish(run, summary, clock)
-        done(console, [], run / "report.html")
+        summary = _write_run(run, asked, summary, clock, console)
     write_result(json_file, summary)
 
 
@@ -249,10 +247,9 @@ def eval_reward(
 
     Example: vlarft eval reward --world my/world --data my/demonstrations --run runs/reward
     """
-    from vlarft.config import dump_values
     from vlarft.data.libero import read_episodes
     from vlarft.data.windows import Windows
-    from vlarft.demo import DEMOS, WORLD, EngineOptions, Stopwatch, finish, load_windows
+    from vlarft.demo import DEMOS, WORLD, EngineOptions, Stopwatch, load_windows
     from vlarft.errors import DataError
     from vlarft.eval.entries import measure_entries
     from vlarft.eval.horizon import CHUNKS, measure_horizon
@@ -261,7 +258,6 @@ def eval_reward(
     from vlarft.eval.simulated import Simulations
     from vlarft.eval.uncertainty import measure_uncertainty
     from vlarft.progress import progress_bar
-    from vlarft.report.environment import write_environment
     from vlarft.rft.evaluation import spread_windows
 
     if not simulator and (states or python):
@@ -314,7 +310,6 @@ def eval_reward(
         say(console, line)
     summary = report.to_dict() | {"engine": options.used(engine), "command": command_line()}
     if run:
-        write_environment(run)
         asked = {
             "world": str(world or WORLD),
             "data": [str(path) for path in data or [DEMOS]],
@@ -328,9 +323,7 @@ def eval_reward(
             "engine": asdict(options),
             "sampling": sampling.model_dump(mode="json"),
         }
-        dump_values(asked, run / "config.yaml")
-        summary = finish(run, summary, clock)
-        done(console, [], run / "report.html")
+        summary = _write_run(run, asked, summary, clock, console)
     write_result(json_file, summary)
 
 
@@ -369,3 +362,18 @@ def eval_precision(
         "command": command_line(),
     }
     write_result(json_file, summary)
+
+
+def _write_run(
+    run: Path, asked: dict[str, Any], summary: dict[str, Any], clock: "Stopwatch", console: Console
+) -> dict[str, Any]:
+    """What was asked for, on which machine, what came out, and its page; the summary as written."""
+    from vlarft.config import dump_values
+    from vlarft.demo import finish
+    from vlarft.report.environment import write_environment
+
+    write_environment(run)
+    dump_values(asked, run / "config.yaml")
+    summary = finish(run, summary, clock)
+    done(console, [], run / "report.html")
+    return summary

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlarft.data.libero import ACTION_NAMES
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine, Sampling
 from vlarft.eval.statistics import Estimate, mean_interval
 from vlarft.rft.config import RewardConfig
 from vlarft.rft.rewards import action_scale, rollout_distance
 
-NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 SHIFT = 0.2  # of an entry's half q01..q99 range, on all actions of a chunk
 
 
@@ -62,7 +62,7 @@ def measure_entries(
 
     Args:
         engine: the world model and the metric.
-        windows: recorded windows of the layout's frames, of actions with the entries `NAMES`.
+        windows: recorded windows of the layout's frames.
         indices: W window numbers.
         sampling: options of the imagination; its noise is shared in any case.
         batch: windows at once.
@@ -78,13 +78,13 @@ def measure_entries(
         chunks = shifted(recording.actions, SHIFT * unit)
         result = engine.rollout(scenes, chunks, recording.actions, shared)
         distance = rollout_distance(result.l1, result.perceptual, RewardConfig()).double().cpu()
-        found.append(distance.view(len(some), len(NAMES), 2).mean(2))
+        found.append(distance.view(len(some), len(ACTION_NAMES), 2).mean(2))
         if progress:
             progress(sum(map(len, found)), len(numbers))
     by_window, episode = torch.cat(found), windows.episode[numbers]
     return Entries(
         len(numbers),
-        {name: mean_interval(by_window[:, n], episode) for n, name in enumerate(NAMES)},
+        {name: mean_interval(by_window[:, n], episode) for n, name in enumerate(ACTION_NAMES)},
     )
 
 

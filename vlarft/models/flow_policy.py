@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -61,8 +61,8 @@ class FlowPolicyConfig(Config):
     noisy_steps: int | None = Field(default=None, ge=1)
     """The last steps that are stochastic in `sample`, the others follow the ODE; null = all K.
 
-    The flow draws x towards the actions, so noise of early steps is gone at the end: it changes no
-    reward, yet its score enters the gradient. The paper has it everywhere; see docs/rft.md."""
+    Fewer cost less: only noisy steps are scored, the others run once for a group that shares its
+    start. They also explore less: one step of ten gives half the spread. The paper has all."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Correlation of a step's noise between a chunk's actions; each entry's distribution stays, and
     so does its log-probability. At 0 (the paper) displacements average out over a chunk."""
@@ -99,6 +99,21 @@ class FlowPolicyConfig(Config):
         return PRESETS[name]
 
 
+# LayerScale starts at 1: trained from scratch, the head must see its context from the first step;
+# 1e-4 protects a pre-trained one.
+_SMALL_HEADS: dict[str, Any] = {
+    "head": HeadConfig(
+        width=96, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2, time_features=64,
+        layer_scale=1.0, dropout=0,
+    ),
+    "sigma": HeadConfig(
+        width=48, heads=2, blocks=2, cross_blocks=(0, 1), mlp_ratio=2, time_features=64,
+        layer_scale=1.0, dropout=0,
+    ),
+    "projector_width": 64,
+    "time_sampling": "uniform",
+}  # fmt: skip
+
 PRESETS: dict[str, FlowPolicyConfig] = {
     "tiny": FlowPolicyConfig(
         encoder=SmallEncoderConfig(image_size=32, channels=(8, 8, 8), width=16, max_words=12),
@@ -113,34 +128,8 @@ PRESETS: dict[str, FlowPolicyConfig] = {
         projector_width=8,
         time_sampling="uniform",
     ),
-    # LayerScale starts at 1: trained from scratch, the head must see its context from the first
-    # step; 1e-4 protects a pre-trained one.
-    "small": FlowPolicyConfig(
-        encoder=SmallEncoderConfig(),
-        head=HeadConfig(
-            width=96, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2,
-            time_features=64, layer_scale=1.0, dropout=0,
-        ),
-        sigma=HeadConfig(
-            width=48, heads=2, blocks=2, cross_blocks=(0, 1), mlp_ratio=2, time_features=64,
-            layer_scale=1.0, dropout=0,
-        ),
-        projector_width=64,
-        time_sampling="uniform",
-    ),
-    "places": FlowPolicyConfig(
-        encoder=PlaceEncoderConfig(),
-        head=HeadConfig(
-            width=96, heads=4, blocks=4, cross_blocks=(0, 1, 2, 3), mlp_ratio=2,
-            time_features=64, layer_scale=1.0, dropout=0,
-        ),
-        sigma=HeadConfig(
-            width=48, heads=2, blocks=2, cross_blocks=(0, 1), mlp_ratio=2, time_features=64,
-            layer_scale=1.0, dropout=0,
-        ),
-        projector_width=64,
-        time_sampling="uniform",
-    ),
+    "small": FlowPolicyConfig(encoder=SmallEncoderConfig(), **_SMALL_HEADS),
+    "places": FlowPolicyConfig(encoder=PlaceEncoderConfig(), **_SMALL_HEADS),
     "paper": FlowPolicyConfig(),
 }  # fmt: skip
 

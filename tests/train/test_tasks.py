@@ -16,6 +16,7 @@ from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.eval.world_model import METHODS
 from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
 from vlarft.models.presets import build_tokenizer, build_world
+from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.world_model import WorldModel
 from vlarft.train.adversary import Adversary
 from vlarft.train.commands import (
@@ -187,6 +188,59 @@ def refused(train, *arguments):
         train(*arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_a_decoder_is_trained_alone_and_tokens_stay(recordings, tmp_path):
+    config = load_config(
+        Pretraining,
+        "tiny",
+        ["tokenizer_training.part=decoder", "tokenizer_training.learning_rate=0.01"],
+    )
+    with pytest.raises(ConfigError, match=r"part = decoder .* --start FOLDER$"):
+        train_tokenizer(config, recordings, tmp_path / "run")
+    first = build_tokenizer("tiny")
+    first.save_pretrained(tmp_path / "first")
+    second = Tokenizer.from_pretrained(
+        train_tokenizer(config, recordings, tmp_path / "run", start=tmp_path / "first")
+    )
+    pixels = torch.rand(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        tokens = first.tokenize(pixels)
+        assert all(torch.equal(a, b) for a, b in zip(tokens, second.tokenize(pixels), strict=True))
+        assert not torch.equal(first.detokenize(*tokens), second.detokenize(*tokens))
+        assert not torch.equal(first.decode_context(tokens[0]), second.decode_context(tokens[0]))
+    other = load_config(Pretraining, "small")
+    with pytest.raises(ConfigError, match="differs from the configured tokenizer"):
+        train_tokenizer(other, recordings, tmp_path / "other", start=tmp_path / "first")
+
+
+def test_a_world_model_goes_on_from_another_one(recordings, tmp_path):
+    config = load_config(Pretraining, "tiny", ["world_model_training.learning_rate=0"])
+    build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")
+    first = train_world_model(config, recordings, tmp_path / "a", tmp_path / "tokenizer")
+    other = config.model_copy(
+        update={"world_model_training": config.world_model_training.model_copy(update={"seed": 7})}
+    )
+    second = train_world_model(other, recordings, tmp_path / "b", None, start=first)
+    unrelated = train_world_model(other, recordings, tmp_path / "c", tmp_path / "tokenizer")
+    a, b, c = (
+        WorldModel.from_pretrained(folder).transformer.state_dict()
+        for folder in (first, second, unrelated)
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["lm_head.weight"], c["lm_head.weight"])
+
+
+def test_a_world_model_to_go_on_from_must_have_the_configured_sizes(recordings, tmp_path):
+    config = load_config(Pretraining, "tiny")
+    build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=r"^train world-model needs --tokenizer, --start or both"):
+        train_world_model(config, recordings, tmp_path / "run", None)
+    world = train_world_model(config, recordings, tmp_path / "a", tmp_path / "tokenizer")
+    larger = load_config(Pretraining, "tiny", ["model.transformer.num_hidden_layers=3"])
+    with pytest.raises(ConfigError, match="sizes differ from the configured world model"):
+        train_world_model(larger, recordings, tmp_path / "run", None, start=world)
+    assert not (tmp_path / "run").exists()
 
 
 def test_frames_of_another_size_are_refused_before_anything_is_written(recordings, tmp_path):

@@ -167,6 +167,10 @@ class Tokenizer(nn.Module):
         """Type of the weights."""
         return self.quant_conv.weight.dtype
 
+    def token_makers(self) -> tuple[nn.Module, ...]:
+        """What decides which tokens a frame becomes; all else turns tokens into pixels."""
+        return self.encoder, self.cond_encoder, self.quant_conv, self.quant_linear
+
     # --- pixels -> tokens -------------------------------------------------------------------
 
     def encode_context(self, image: Tensor) -> tuple[Tensor, EncoderFeatures]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
@@ -88,6 +89,9 @@ def tokenizer_command(
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
+    start: Annotated[
+        Path | None, typer.Option(help="Tokenizer folder to go on from, of the configured sizes.")
+    ] = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
@@ -95,7 +99,7 @@ def tokenizer_command(
 
     Example: vlarft train tokenizer --data rendered/libero_object --run runs/tokenizer
     """
-    train_tokenizer(_pretraining(config, settings), data, run, resume, device)
+    train_tokenizer(_pretraining(config, settings), data, run, resume, device, start)
     _done(run, json_file)
 
 
@@ -103,7 +107,13 @@ def tokenizer_command(
 def world_model_command(
     data: Data,
     run: Run,
-    tokenizer: Annotated[Path, typer.Option(help="Folder of a trained tokenizer.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of a trained tokenizer [default: that of --start].")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="World folder to go on from, of the configured sizes."),
+    ] = None,
     config: ConfigName = "small",
     settings: Settings = None,
     resume: Resume = False,
@@ -115,7 +125,7 @@ def world_model_command(
     Example: vlarft train world-model --data rendered/libero_object
     --tokenizer runs/tokenizer/tokenizer --run runs/world
     """
-    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume, device)
+    train_world_model(_pretraining(config, settings), data, run, tokenizer, resume, device, start)
     _done(run, json_file)
 
 
@@ -198,9 +208,22 @@ def success_command(
 
 
 def train_tokenizer(
-    config: Pretraining, data: list[Path], run: Path, resume: bool = False, device: str = "cpu"
+    config: Pretraining,
+    data: list[Path],
+    run: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    start: Path | None = None,
 ) -> Path:
     """Train a tokenizer and write `run/tokenizer`.
+
+    Args:
+        config: sizes and recipe.
+        data: recordings.
+        run: run folder.
+        resume: go on from the newest checkpoint.
+        device: cpu or cuda.
+        start: folder of a tokenizer of the same sizes to go on from.
 
     Raises:
         BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
@@ -208,16 +231,29 @@ def train_tokenizer(
     """
     from vlarft.train.tokenizer import TokenizerTask
 
-    place = resolve_device(device)
+    place, settings = resolve_device(device), config.tokenizer_training
+    if settings.part == "decoder" and start is None:
+        raise ConfigError(
+            "tokenizer_training.part = decoder trains the decoder of a trained tokenizer; name it "
+            "with --start FOLDER"
+        )
+    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed)
+    if start is not None:
+        tokenizer = Tokenizer.from_pretrained(start)
+        if tokenizer.config != config.model.tokenizer:
+            raise ConfigError(
+                f"{start}: its config.json differs from the configured tokenizer; choose the "
+                "--config that it was trained with"
+            )
     training, validation = read_windows(data, config)
     resolution = config.model.tokenizer.resolution
     check_resolution((training, validation), resolution, "the configured tokenizer")
-    settings = config.tokenizer_training
     model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
     origin = origin_of({"model": model}, "tokenizer_training", settings, training, validation)
+    if start is not None:
+        origin.data["start"] = weights_fingerprint(tokenizer)
     open_run(run, resume, origin, config)
-    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed).to(place)
-    task = TokenizerTask(tokenizer, settings, training, validation)
+    task = TokenizerTask(tokenizer.to(place), settings, training, validation)
     result = train(task, settings, run, resume, origin=origin, title="tokenizer")
     tokenizer.load_state_dict(result.weights)
     tokenizer.save_pretrained(run / "tokenizer")
@@ -229,11 +265,21 @@ def train_world_model(
     config: Pretraining,
     data: list[Path],
     run: Path,
-    tokenizer_folder: Path,
+    tokenizer_folder: Path | None,
     resume: bool = False,
     device: str = "cpu",
+    start: Path | None = None,
 ) -> Path:
     """Train a world model's transformer and write `run/world`.
+
+    Args:
+        config: sizes and recipe.
+        data: recordings; their actions' range becomes the range of the action bins.
+        run: run folder.
+        tokenizer_folder: a trained tokenizer; None is that of `start`.
+        resume: go on from the newest checkpoint.
+        device: cpu or cuda.
+        start: folder of a world model whose transformer to go on from.
 
     Raises:
         BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
@@ -243,15 +289,21 @@ def train_world_model(
     from vlarft.models.layout import Layout
 
     place = resolve_device(device)
-    training, validation = read_windows(data, config)
+    folder = tokenizer_folder or (start and start / "tokenizer")
+    if folder is None:
+        raise ConfigError("train world-model needs --tokenizer, --start or both")
     settings = config.world_model_training
-    tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(place)
+    earlier = None if start is None else _started_transformer(start, config)
+    tokenizer = Tokenizer.from_pretrained(folder).to(place)
+    training, validation = read_windows(data, config)
     resolution = tokenizer.config.resolution
-    check_resolution((training, validation), resolution, f"the tokenizer {tokenizer_folder}")
+    check_resolution((training, validation), resolution, f"the tokenizer {folder}")
     watched = watched_windows(validation)
     model = config.model.model_dump(mode="json", exclude={"tokenizer"})  # it comes from its folder
     origin = origin_of({"model": model}, "world_model_training", settings, training, validation)
     origin.data["tokenizer"] = weights_fingerprint(tokenizer)
+    if earlier is not None:
+        origin.data["start"] = weights_fingerprint(earlier)
     open_run(run, resume, origin, config)
     statistics = compute_statistics(training.episodes)
     layout = Layout(
@@ -264,10 +316,10 @@ def train_world_model(
         provenance={"training": settings.model_dump(mode="json")},
     )
     ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
-    world = WorldModel(
-        tokenizer, build_transformer(config.model.transformer, ids, settings.seed), layout
-    )
-    world.structure_embeddings(settings.seed)
+    transformer = earlier or build_transformer(config.model.transformer, ids, settings.seed)
+    world = WorldModel(tokenizer, transformer, layout)
+    if earlier is None:
+        world.structure_embeddings(settings.seed)
     world.to(place)
     tokens = kept_tokens(
         run / "tokens.safetensors",
@@ -289,6 +341,28 @@ def train_world_model(
     world.save_pretrained(run / "world")
     finish_run(run, "world model", settings, result, origin)
     return run / "world"
+
+
+def _started_transformer(folder: Path, config: Pretraining) -> LlamaForCausalLM:
+    """The transformer of a world model to go on from.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+        ConfigError: the world model has other sizes than wanted.
+    """
+    world = WorldModel.from_pretrained(folder)
+    wanted = config.model
+    ids = world.tokenizer.frame_codes + world.tokenizer.context_codes + wanted.bins + 2
+    sizes = build_transformer(wanted.transformer, ids, 0).state_dict()
+    found = world.transformer.state_dict()
+    if world.layout.frames != wanted.frames or {k: v.shape for k, v in found.items()} != {
+        k: v.shape for k, v in sizes.items()
+    }:
+        raise ConfigError(
+            f"{folder}: its sizes differ from the configured world model; choose the --config that "
+            "it was trained with"
+        )
+    return world.transformer
 
 
 def _tokenise(tokenizer: Tokenizer, training: Windows, stride: int) -> TokenizedWindows:

@@ -1,7 +1,7 @@
 """Tokenizer pre-training: L1 + LPIPS (+ late adversarial) on the context and on later frames."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from vlarft.train.loop import LoopConfig
 class TokenizerTraining(LoopConfig):
     """Losses of the tokenizer; 1 / 1 / 0.1 from step 10,000 are the official weights."""
 
+    part: Literal["all", "decoder"] = "all"  # decoder: tokens stay, and world models fit on
     frames_per_window: int = 2  # later frames drawn from each window
     lpips_net: Net = "alex"
     lpips_weight: float = 1.0
@@ -36,6 +37,9 @@ class TokenizerTask:
     ) -> None:
         # Contiguous, not channels-last: torch's bf16 GroupNorm backward is 6 times slower there.
         self.model: nn.Module = tokenizer
+        if config.part == "decoder":
+            for module in tokenizer.token_makers():
+                module.requires_grad_(False)
         self.tokenizer, self.config = tokenizer, config
         self.train, self.validation = train, validation
         self.lpips = LPIPS.load(config.lpips_net).to(next(tokenizer.parameters()).device)

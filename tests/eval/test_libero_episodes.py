@@ -223,6 +223,19 @@ def test_an_evaluation_says_what_it_played(evaluation, tmp_path):
     assert all(outcome.start.init_index < 40 for outcome in outcomes)
 
 
+def test_baselines_may_play_fewer_starts(evaluation, tmp_path):
+    after = build_policy("tiny", STATISTICS, seed=1)
+    one = evaluation([after], episodes=3, baselines=1, max_steps=16)
+    report, outcomes = one.play(tmp_path / "cache")
+    assert report.pairs == 6
+    played = Counter(outcome.arm for outcome in outcomes)
+    assert played == {
+        "before": 6, "after": 6, "before, blind": 2, "after, blind": 2, "replay": 2,
+    }  # fmt: skip
+    baselines = [o for o in outcomes if o.arm not in ("before", "after")]
+    assert {outcome.start.number for outcome in baselines} == {0}
+
+
 def test_mistakes_are_named(evaluation):
     with pytest.raises(ConfigError, match="no customary length; give --max-steps"):
         evaluation(suite="libero_90")

@@ -62,6 +62,10 @@ def eval_libero(
         typer.Option(help="Such as object-minor,camera: each beside 'none'; docs/eval.md."),
     ] = None,
     episodes: Annotated[int, typer.Option(help="Starts of each task and seed.")] = 20,
+    baselines: Annotated[
+        int | None,
+        typer.Option(help="Of these, those that baselines play: blind, replay [default: all]."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2: each moves objects anew.")] = "0",
     shift: Annotated[float, typer.Option(help="Largest move in x and y, m.")] = 0.05,
     max_steps: Annotated[
@@ -106,6 +110,7 @@ def eval_libero(
         "starts": starts or ("standard" if perturb else "moved"),
         "perturb": perturb.split(",") if perturb else [],
         "episodes": episodes,
+        "baselines": baselines,
         "seeds": ranges("--seeds", seeds),
         "shift": shift,
         "max_steps": max_steps,

@@ -36,10 +36,12 @@ class Arm:
     Attributes:
         name: "before", "after", "before, blind", "after, blind" or "replay".
         contestants: who plays the starts of each seed.
+        starts: it plays the starts of each task and seed whose number is below; None: all.
     """
 
     name: str
     contestants: Mapping[int, Contestant]
+    starts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def run_episodes(
     films: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
-    """Every arm on every start, by the order of starts and then of arms.
+    """Every arm on all of its starts, by the order of starts and then of arms.
 
     Args:
         arms: who plays.
@@ -171,7 +173,12 @@ def run_episodes(
     Raises:
         DataError: arms met different states under one start.
     """
-    wanted = [_Todo(start.task, seed, start, arm) for seed, start in starts for arm in arms]
+    wanted = [
+        _Todo(start.task, seed, start, arm)
+        for seed, start in starts
+        for arm in arms
+        if arm.starts is None or start.number < arm.starts
+    ]
     results: dict[tuple[str, int, str], dict[str, Any]] = {}
     lock = threading.Lock()
     states: dict[str, Float64Array | None] = {}

@@ -1,6 +1,7 @@
 """`vlarft eval libero`: success in LIBERO's simulator, beside a blind policy and a replay."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,8 @@ class LiberoConfig(Config):
     """Kind of the starts: standard, moved or swapped."""
     episodes: Annotated[int, Field(ge=1)] = 20
     """Starts of each task and seed."""
+    baselines: Annotated[int, Field(ge=1)] | None = None
+    """How many of them the blind policies and the replay play; all when absent."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Each draws moved starts of its own."""
     shift: Annotated[float, Field(ge=0, le=0.1)] = SHIFT
@@ -114,7 +117,10 @@ class Evaluation:
                 )
             starts = [(seed, start) for seed, start in starts if seed == config.seeds[0]]
         self.starts = starts + perturbed
-        self.arms = build_arms(models[0], models[1:], config.seeds, replays(tasks, names, known))
+        self.arms = [
+            arm if arm.name in (BEFORE, AFTER) else replace(arm, starts=config.baselines)
+            for arm in build_arms(models[0], models[1:], config.seeds, replays(tasks, names, known))
+        ]
         self._renderer, opengl = remote.choose_renderer(python)
         self.protocol = Protocol(steps, remote.ask("versions", python), opengl)
         self._checkpoints = {str(folder): policy_fingerprint(model) for folder, model in policies}

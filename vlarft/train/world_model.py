@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlarft.data.windows import Windows
+from vlarft.engine.native_encoder import NativeEncoder
+from vlarft.engine.team import Team
 from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.world_model import WorldModel
 from vlarft.train.loop import LoopConfig, autocast
@@ -73,19 +75,24 @@ def tokenize_windows(
     windows: Windows,
     indices: Sequence[int] | Tensor,
     batch_size: int = 16,
-    precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenizedWindows:
-    """Tokenise windows with a frozen tokenizer, each frame conditioned on its window's first."""
+    """Tokenise windows with a frozen tokenizer, each frame conditioned on its window's first.
+
+    On a CPU by the engine's own encoder, so that training sees the tokens that imagination begins
+    with; on a GPU in bfloat16 where it has that.
+    """
     device = next(tokenizer.parameters()).device
+    encoder = NativeEncoder(tokenizer, Team()) if device.type == "cpu" else tokenizer
+    precision = "float32" if device.type == "cpu" else "auto"
     contexts, frames, actions = [], [], []
     chunks = torch.as_tensor(np.asarray(indices)).split(batch_size)
     for done, chunk in enumerate(chunks, start=1):
         batch = windows.batch(chunk)
         pixels = batch.frames.to(device).permute(0, 1, 4, 2, 3).float() / 255
         with autocast(precision, device):
-            context, features = tokenizer.encode_context(pixels[:, 0])
-            tokens = tokenizer.encode_frames(features, pixels)  # the first frame too
+            context, features = encoder.encode_context(pixels[:, 0])
+            tokens = encoder.encode_frames(features, pixels)  # the first frame too
         contexts.append(context.short().cpu())
         frames.append(tokens.short().cpu())
         actions.append(batch.actions)

@@ -142,6 +142,13 @@ class PixelEngine:
 
     device = torch.device("cpu")
 
+    def __init__(self, shows=lambda pixels: pixels):
+        tokenizer = SimpleNamespace(
+            tokenize=lambda pixels: (pixels[:, 0], pixels[:, 1:]),
+            detokenize=lambda _context, frames: shows(frames),
+        )
+        self.world = SimpleNamespace(tokenizer=tokenizer)
+
     def compare(self, frames, reference):
         l1 = (frames - reference[:, None]).abs().mean((-3, -2, -1))
         return SimpleNamespace(l1=l1, perceptual=torch.zeros_like(l1))
@@ -167,7 +174,7 @@ def test_order_within_groups():
     found = agree(
         PixelEngine(),
         executed(size, target.double(), solved),
-        recorded,
+        (torch.zeros_like(recorded), recorded),
         distance,
         error,
         torch.tensor([0, 1, 2]),
@@ -181,6 +188,7 @@ def test_order_within_groups():
     last = by_name["frames after 4 actions"]
     assert (last.groups, last.reward.value) == (3, pytest.approx(1 / 3))  # 1, 1, -1
     assert last.actions.value == pytest.approx(-1 / 3)
+    assert last.frames.value == last.tokenizer.value == pytest.approx(1)
     moved = by_name["displacement of the target"]
     assert (moved.groups, moved.reward.value) == (2, pytest.approx(0))  # below 1 mm left out
     assert by_name["end effector"].groups == 0
@@ -192,6 +200,19 @@ def test_order_within_groups():
     assert any("success: differs in 1 groups, too few" in line for line in found.lines())
 
 
+def test_a_tokenizer_that_shows_less_loses_the_order():
+    size = torch.tensor([[0, 1, 2, 3], [0, 3, 1, 2]], dtype=torch.uint8)
+    state = executed(size, size.double() / 100, torch.zeros(2, 4, dtype=torch.bool))
+    distance, given = torch.ones(2, 3).double(), state.frames[:, 0, -1]
+    blind_to_3 = PixelEngine(lambda frames: frames * (frames < 2.5 / 255))
+    found = agree(
+        blind_to_3, state, (given, given), distance, distance, torch.tensor([0, 1]), (2, 4)
+    )
+    moved = next(a for a in found.agreements if a.name == "displacement of the target")
+    assert moved.frames.value == pytest.approx(1)
+    assert moved.tokenizer.value == pytest.approx(-0.5)
+
+
 def test_the_verdict_asks_for_a_clear_correlation():
     generator = torch.Generator().manual_seed(0)
     size = torch.randint(0, 255, (20, 9), generator=generator, dtype=torch.uint8)
@@ -200,5 +221,7 @@ def test_the_verdict_asks_for_a_clear_correlation():
     recorded, episode = state.frames[:, 0, -1], torch.arange(20)
     for noise, holds in ((50, True), (2000, False)):
         distance = size[:, 1:] + noise * torch.randn(20, 8, generator=generator).double()
-        found = agree(PixelEngine(), state, recorded, distance, distance, episode, (2, 4))
+        found = agree(
+            PixelEngine(), state, (recorded, recorded), distance, distance, episode, (2, 4)
+        )
         assert found.checks()[0][0] == holds

@@ -14,7 +14,8 @@ def figure(value, low=None, high=None):
 @pytest.fixture
 def summary():
     def agreement(name, reward):
-        return {"name": name, "reward": reward, "actions": figure(0.8), "groups": 4}
+        others = {"actions": figure(0.8), "frames": figure(0.7), "tokenizer": figure(0.6)}
+        return {"name": name, "reward": reward, "groups": 4, **others}
 
     return {
         "kind": "reward",
@@ -79,7 +80,9 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
         "Failures against successes", "Horizon", "Token entropy",
     ]  # fmt: skip
     assert tables["Conventions"].rows[1][2] == "+0.226 (+0.126 to +0.326)"
-    assert tables["Against the simulator"].rows[1][1:] == ["–", "0.80 (0.70 to 0.90)", "4"]
+    assert tables["Against the simulator"].rows[1][1:] == [
+        "–", "0.80 (0.70 to 0.90)", "0.70 (0.60 to 0.80)", "0.60 (0.50 to 0.70)", "4",
+    ]  # fmt: skip
     assert tables["Horizon"].rows[1] == ["16", "17.80", "19.80", "13.90"]
     assert tables["Token entropy"].rows[0][1] == "–"
     assert [series.name for series in report.charts[1].series] == [

@@ -259,7 +259,7 @@ def evaluate_reward(
     perturbed = _Perturbed(unit, rollouts)
     found: dict[str, list[Tensor]] = {noise: [] for noise in NOISES}
     total = len(numbers) * (1 if simulations is None else 2)
-    errors, ceilings, chunks, last = [], [], [], []
+    errors, ceilings, chunks, ends = [], [], [], []
     for some in numbers.split(batch):
         recording = windows.batch(some)
         actions = perturbed(recording.actions, some)
@@ -271,7 +271,7 @@ def evaluate_reward(
             )
         ceilings.append(_ceiling(engine, recording.frames))
         chunks.append(torch.cat([recording.actions[:, None], actions], dim=1))
-        last.append(recording.frames[:, -1])
+        ends.append(recording.frames[:, [0, -1]])
         if progress:
             progress(sum(len(part) for part in errors), total)
     error = torch.cat(errors)
@@ -290,7 +290,7 @@ def evaluate_reward(
                 torch.cat(chunks),
                 progress and (lambda done, count: progress(len(numbers) + done, 2 * count)),
             ),
-            torch.cat(last),
+            (torch.cat(ends)[:, 0], torch.cat(ends)[:, 1]),
             distance["shared"].mean(0),
             error,
             episode,

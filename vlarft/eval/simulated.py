@@ -55,12 +55,16 @@ class Agreement:
         reward: Spearman's correlation within groups, mean over groups; None: groups of fewer than
             two episodes differ.
         actions: the same of the actions' own error instead of the imagined distance.
+        frames: the same of the distance of the simulator's own frames: a perfect world model.
+        tokenizer: the same of those frames as the tokenizer shows them: a perfect transformer.
         groups: in which the difference differs; the others are left out.
     """
 
     name: str
     reward: Estimate | None
     actions: Estimate | None
+    frames: Estimate | None
+    tokenizer: Estimate | None
     groups: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +73,8 @@ class Agreement:
             "name": self.name,
             "reward": self.reward and self.reward.to_dict(),
             "actions": self.actions and self.actions.to_dict(),
+            "frames": self.frames and self.frames.to_dict(),
+            "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "groups": self.groups,
         }
 
@@ -116,7 +122,7 @@ class Simulated:
 def agree(
     engine: RolloutEngine,
     executed: Executed,
-    recorded: Tensor,
+    recorded: tuple[Tensor, Tensor],
     distance: Tensor,
     error: Tensor,
     episode: Tensor,
@@ -127,13 +133,16 @@ def agree(
     Args:
         engine: has the metric.
         executed: of M = 1 + N chunks.
-        recorded: last frames of the windows, uint8 [W,H,W,3].
+        recorded: first and last frames of the windows, uint8 [W,H,W,3] each.
         distance: imagined distance [W,N].
         error: of the actions [W,N].
         episode: int [W].
         after: numbers of actions of the executed frames.
     """
+    first, end = recorded
     frames = _frame_distance(engine, executed.frames)
+    shown = _frame_distance(engine, _through_tokenizer(engine, first, executed.frames))
+    values = (distance, error, frames.mean(2), shown.mean(2))
     positions = {
         "end effector": executed.position,
         "displacement of the target": executed.target,
@@ -145,26 +154,39 @@ def agree(
     for name, place in positions.items():
         found[name] = ((place[:, 1:] - place[:, :1]).norm(dim=2) / LEAST).round()
     found["success"] = (executed.solved[:, 1:] != executed.solved[:, :1]).double()
-    last = executed.frames[:, 0, -1].int() - recorded.int()
+    last = executed.frames[:, 0, -1].int() - end.int()
     return Simulated(
-        [_agreement(name, d, distance, error, episode) for name, d in found.items()],
+        [_agreement(name, d, values, episode) for name, d in found.items()],
         len(episode),
         float(last.abs().double().mean() / 255),
     )
 
 
 def _agreement(
-    name: str, difference: Tensor, distance: Tensor, error: Tensor, episode: Tensor
+    name: str, difference: Tensor, values: Sequence[Tensor], episode: Tensor
 ) -> Agreement:
     differs = difference.amax(1) > difference.amin(1)
     kept = episode[differs]
     if len(kept.unique()) < 2:
-        return Agreement(name, None, None, len(kept))
-    reward, actions = (
-        mean_interval(rank_correlation(values[differs], difference[differs]), kept)
-        for values in (distance, error)
+        return Agreement(name, None, None, None, None, len(kept))
+    reward, actions, frames, tokenizer = (
+        mean_interval(rank_correlation(value[differs], difference[differs]), kept)
+        for value in values
     )
-    return Agreement(name, reward, actions, len(kept))
+    return Agreement(name, reward, actions, frames, tokenizer, len(kept))
+
+
+@torch.no_grad()
+def _through_tokenizer(engine: RolloutEngine, first: Tensor, frames: Tensor) -> Tensor:
+    """What the tokenizer shows of frames [W,M,F,H,W,3] that follow the `first` [W,H,W,3]."""
+    shown = []
+    for given, group in zip(first, frames, strict=True):
+        start = given.expand(len(group), 1, *given.shape)
+        pixels = torch.cat([start, group], 1).permute(0, 1, 4, 2, 3).float() / 255
+        tokenizer = engine.world.tokenizer
+        out = tokenizer.detokenize(*tokenizer.tokenize(pixels.to(engine.device))).cpu()
+        shown.append((out.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2))
+    return torch.stack(shown)
 
 
 def _frame_distance(engine: RolloutEngine, frames: Tensor) -> Tensor:
@@ -179,15 +201,15 @@ def _frame_distance(engine: RolloutEngine, frames: Tensor) -> Tensor:
 
 
 def _words(agreement: Agreement) -> str:
-    if agreement.reward is None or agreement.actions is None:
+    found = (agreement.reward, agreement.actions, agreement.frames, agreement.tokenizer)
+    if not all(found):
         return f"{agreement.name}: differs in {agreement.groups} groups, too few"
-    reward, actions = (
-        f"{e.value:.2f} ({e.interval[0]:.2f} to {e.interval[1]:.2f})"
-        for e in (agreement.reward, agreement.actions)
+    reward, actions, frames, tokenizer = (
+        f"{e.value:.2f} ({e.interval[0]:.2f} to {e.interval[1]:.2f})" for e in found if e
     )
     return (
         f"{agreement.name}: {reward} in {agreement.groups} groups; of the actions' own error "
-        f"{actions}"
+        f"{actions}, of the simulator's frames {frames}, as the tokenizer shows them {tokenizer}"
     )
 
 

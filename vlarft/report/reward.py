@@ -162,13 +162,26 @@ def _tables(summary: Found) -> Iterator[TableData]:
     if simulated := summary["simulated"]:
         yield TableData(
             "Against the simulator",
-            ["difference to the expert", "imagined reward", "action error", "groups"],
             [
-                [a["name"], _figure(a["reward"]), _figure(a["actions"]), str(a["groups"])]
+                "difference to the expert",
+                "imagined reward",
+                "action error",
+                "simulator's frames",
+                "as the tokenizer shows them",
+                "groups",
+            ],
+            [
+                [
+                    a["name"],
+                    *(_figure(a[k]) for k in ("reward", "actions", "frames", "tokenizer")),
+                    str(a["groups"]),
+                ]
                 for a in simulated["agreements"]
             ],
-            f"Rank correlations within groups, {simulated['windows']} windows. Replayed experts "
-            f"differ by {simulated['replayed']:.5f} from their recordings.",
+            f"Rank correlations within groups, {simulated['windows']} windows. The simulator's "
+            "frames are a perfect world model, as the tokenizer shows them a perfect transformer: "
+            f"where the order is lost. Replayed experts differ by {simulated['replayed']:.5f} from "
+            "their recordings.",
         )
     if outcomes := summary["outcomes"]:
         yield TableData(

@@ -15,6 +15,7 @@
 #include "imagine/cuda/product.h"
 #include "imagine/cuda/rows.h"
 #include "imagine/cuda/sampler.h"
+#include "imagine/cuda/weights.h"
 
 namespace vlarft::imagine::cuda {
 
@@ -28,9 +29,6 @@ constexpr int64_t kAhead = 16;              // passes between two looks at the d
 constexpr int64_t kTimedPasses = 3;
 constexpr int64_t kAlignment = 256;
 
-int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-int64_t parts(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
-int to_int(int64_t value) { return static_cast<int>(value); }
 dim3 grid(int64_t x, int64_t y = 1) {
   dim3 out;
   out.x = static_cast<unsigned>(x);
@@ -60,16 +58,6 @@ class Carver {
  private:
   uintptr_t base_;
   int64_t used_ = 0;
-};
-
-struct Matrix {
-  Memory weights;
-  int32_t steps = 0, depth = 0, columns = 0;
-};
-
-struct Layer {
-  Matrix qkv, out, gate_up, down;
-  int64_t input_norm = 0, post_norm = 0;  // where in the norms
 };
 
 // Sizes of a pass, in which its memory is laid out.
@@ -136,7 +124,16 @@ namespace {
 template <class T, class C, int kDim>
 class TypedEngine final : public Imaginer::Engine {
  public:
-  TypedEngine(const ModelConfig& c, const Tensors& tensors, int on, cudaStream_t stream);
+  TypedEngine(const ModelConfig& c, const Tensors& tensors, int on, cudaStream_t stream)
+      : weights_(c, tensors, stream) {
+    config = c;
+    device = on;
+    weight_bytes = weights_.bytes;
+    layout_[0] = c.layers;
+    layout_[1] = c.kv_heads;
+    layout_[2] = kDim;
+    layout_[3] = sizeof(C);
+  }
 
   std::vector<std::shared_ptr<Prompt>> prefill(const int32_t* ids, int64_t scenes, int64_t length,
                                                cudaStream_t stream, const Poll& poll) override;
@@ -149,15 +146,6 @@ class TypedEngine final : public Imaginer::Engine {
   }
 
  private:
-  Matrix pack(const std::vector<const float*>& columns, int64_t depth, cudaStream_t stream) {
-    return pack(columns, depth, stream, [](int64_t, int64_t) { return 1.0F; });
-  }
-  template <class Factor>  // (column, k) -> what the weight is multiplied by
-  Matrix pack(const std::vector<const float*>& columns, int64_t depth, cudaStream_t stream,
-              const Factor& factor);
-  template <class V>
-  Memory upload(const std::vector<V>& values, cudaStream_t stream);
-
   int64_t cache_elements(int64_t capacity) const {
     return config.layers * config.kv_heads * 2 * capacity * kDim;
   }
@@ -183,139 +171,10 @@ class TypedEngine final : public Imaginer::Engine {
   void queue_pass(const Rollout& r, const PassSizes& sizes, cudaStream_t stream);
   const Graph& graph_of(const GraphKey& key, const Rollout& r, const PassSizes& sizes);
 
-  std::vector<Layer> layers_;
-  Matrix head_;
-  Memory embedding_, norms_, cosine_, sine_;
-  int64_t last_norm_ = 0;
+  DeviceWeights<T> weights_;
   int64_t layout_[4] = {};
   Mapped progress_{3 * sizeof(int32_t)};
 };
-
-// --- weights --------------------------------------------------------------------------------
-
-template <class T, class C, int kDim>
-template <class V>
-Memory TypedEngine<T, C, kDim>::upload(const std::vector<V>& values, cudaStream_t stream) {
-  const auto count = static_cast<int64_t>(values.size());
-  Memory out(count * static_cast<int64_t>(sizeof(V)), stream);
-  copy_in(out.as<V>(), values.data(), count, stream);
-  require(cudaStreamSynchronize(stream), "copying weights");
-  weight_bytes += out.bytes();
-  return out;
-}
-
-// Columns are rows of the given matrices.
-template <class T, class C, int kDim>
-template <class Factor>
-Matrix TypedEngine<T, C, kDim>::pack(const std::vector<const float*>& columns, int64_t depth,
-                                     cudaStream_t stream, const Factor& factor) {
-  Matrix out;
-  const int64_t tiles = parts(static_cast<int64_t>(columns.size()), kColumns);
-  out.steps = to_int(parts(depth, kStep));
-  out.depth = to_int(depth);
-  out.columns = to_int(static_cast<int64_t>(columns.size()));
-  std::vector<Packed<T>> packed(static_cast<size_t>(tiles * out.steps * kWarp));
-  for (size_t at = 0; at < packed.size(); ++at) {
-    const auto i = static_cast<int64_t>(at);
-    const int64_t g = i % kWarp / 4, t = i % 4;
-    const int64_t step = i / kWarp % out.steps, column = i / kWarp / out.steps * kColumns + g;
-    const float* from = column < out.columns ? columns[static_cast<size_t>(column)] : nullptr;
-    const auto value = [&](int64_t k) {
-      return from != nullptr && k < depth ? from[k] * factor(column, k) : 0.0F;
-    };
-    for (int half = 0; half < 2; ++half) {
-      for (int part = 0; part < 2; ++part) {
-        const int64_t k = step * kStep + half * 16 + part * 8 + 2 * t;
-        packed[at].half[half].at[part] = pair_of<T>(value(k), value(k + 1));
-      }
-    }
-  }
-  out.weights = upload(packed, stream);
-  return out;
-}
-
-template <class T, class C, int kDim>
-TypedEngine<T, C, kDim>::TypedEngine(const ModelConfig& c, const Tensors& tensors, int on,
-                                     cudaStream_t stream) {
-  config = c;
-  device = on;
-  layout_[0] = c.layers;
-  layout_[1] = c.kv_heads;
-  layout_[2] = kDim;
-  layout_[3] = sizeof(C);
-  const auto tensor = [&](const std::string& name) { return tensor_named(tensors, name); };
-  const int64_t wide = c.heads * c.head_dim, half = c.head_dim / 2;
-  const CacheScales scales = cache_scales(c, tensors);
-  std::vector<float> norms;
-  const auto place_norm = [&](const std::string& name) {
-    const auto at = static_cast<int64_t>(norms.size());
-    const float* from = tensor(name);
-    for (int64_t i = 0; i < x_stride(); ++i) {
-      norms.push_back(i < c.hidden ? number(stored<T>(from[i])) : 0.0F);
-    }
-    return at;
-  };
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string at = "model.layers." + std::to_string(i) + ".";
-    Layer layer;
-    layer.input_norm = place_norm(at + "input_layernorm.weight");
-    layer.post_norm = place_norm(at + "post_attention_layernorm.weight");
-    std::vector<const float*> qkv, out, gate_up, down;
-    const auto add_heads = [&](const std::string& name, int64_t heads, bool rotates) {
-      const float* from = tensor(at + "self_attn." + name + ".weight");
-      for (int64_t r = 0; r < heads * c.head_dim; ++r) {
-        const int64_t head = r / c.head_dim, d = r % c.head_dim;
-        // Those that rotate together become neighbours.
-        const int64_t entry = rotates ? d / 2 + d % 2 * half : d;
-        qkv.push_back(from + (head * c.head_dim + entry) * c.hidden);
-      }
-    };
-    add_heads("q_proj", c.heads, true);
-    add_heads("k_proj", c.kv_heads, true);
-    add_heads("v_proj", c.kv_heads, false);
-    const float* o = tensor(at + "self_attn.o_proj.weight");
-    for (int64_t r = 0; r < c.hidden; ++r) out.push_back(o + r * wide);
-    const float* gate = tensor(at + "mlp.gate_proj.weight");
-    const float* raised = tensor(at + "mlp.up_proj.weight");
-    for (int64_t r = 0; r < c.ffn; ++r) {
-      gate_up.push_back(gate + r * c.hidden);
-      gate_up.push_back(raised + r * c.hidden);
-    }
-    const float* lowered = tensor(at + "mlp.down_proj.weight");
-    for (int64_t r = 0; r < c.hidden; ++r) down.push_back(lowered + r * c.ffn);
-    // The cache holds keys and values divided by their scales, which are powers of two: queries
-    // and the output projection bring them back, and no kernel knows of them.
-    const auto kv_head = [&](int64_t head) {
-      return i * c.kv_heads + head / (c.heads / c.kv_heads);
-    };
-    layer.qkv = pack(qkv, c.hidden, stream, [&](int64_t column, int64_t) {
-      const int64_t head = column / c.head_dim, key = head - c.heads, value = key - c.kv_heads;
-      if (key < 0) return scales.keys[static_cast<size_t>(kv_head(head))];
-      return value < 0 ? 1 / scales.keys[static_cast<size_t>(i * c.kv_heads + key)]
-                       : 1 / scales.values[static_cast<size_t>(i * c.kv_heads + value)];
-    });
-    layer.out = pack(out, wide, stream, [&](int64_t, int64_t k) {
-      return scales.values[static_cast<size_t>(kv_head(k / c.head_dim))];
-    });
-    layer.gate_up = pack(gate_up, c.hidden, stream);
-    layer.down = pack(down, c.ffn, stream);
-    layers_.push_back(std::move(layer));
-  }
-  last_norm_ = place_norm("model.norm.weight");
-  norms_ = upload(norms, stream);
-  const float* head = tensor("lm_head.weight");
-  std::vector<const float*> codes;
-  for (int64_t r = 0; r < c.frame_codes; ++r) codes.push_back(head + r * c.hidden);
-  head_ = pack(codes, c.hidden, stream);
-  const float* embedding = tensor("model.embed_tokens.weight");
-  std::vector<T> embedded;
-  embedded.reserve(static_cast<size_t>(c.vocabulary * c.hidden));
-  for (int64_t i = 0; i < c.vocabulary * c.hidden; ++i) embedded.push_back(stored<T>(embedding[i]));
-  embedding_ = upload(embedded, stream);
-  const float *cosine = tensor("rotary.cos"), *sine = tensor("rotary.sin");
-  cosine_ = upload(std::vector<float>(cosine, cosine + c.positions * half), stream);
-  sine_ = upload(std::vector<float>(sine, sine + c.positions * half), stream);
-}
 
 // --- memory ---------------------------------------------------------------------------------
 
@@ -434,7 +293,7 @@ void TypedEngine<T, C, kDim>::multiply(const char* what, const Matrix& matrix, c
   Product p{};
   p.weights = matrix.weights.template as<void>();
   p.rows = rows;
-  p.norm = kNorm ? norms_.as<float>() + norm : nullptr;
+  p.norm = kNorm ? weights_.norms.template as<float>() + norm : nullptr;
   p.of = of;
   p.count = count;
   p.steps = matrix.steps;
@@ -461,16 +320,16 @@ void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const Pass
   const int64_t attended_stride = stride(config.heads * config.head_dim);
   const int32_t* count = pass.counts;
   launch("embedding", embed_kernel<T>, grid(sizes.tokens), kEmbedThreads, stream, pass,
-         static_cast<const T*>(embedding_.as<T>()), work.x, to_int(config.hidden),
+         static_cast<const T*>(weights_.embedding.template as<T>()), work.x, to_int(config.hidden),
          to_int(x_stride()));
   const StoreResidual residual{work.x, to_int(x_stride()), to_int(config.hidden)};
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const Range range("layer " + std::to_string(i));
-    const Layer& layer = layers_[i];
+    const Layer& layer = weights_.layers[i];
     const StoreQkv<T, C> qkv{pass,
                              static_cast<T*>(work.queries),
-                             cosine_.as<float>(),
-                             sine_.as<float>(),
+                             weights_.cosine.template as<float>(),
+                             weights_.sine.template as<float>(),
                              to_int(static_cast<int64_t>(i)),
                              heads,
                              kv_heads,
@@ -478,7 +337,7 @@ void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const Pass
                              kDim};
     multiply<true, 2>("query, key, value", layer.qkv, work.x, x_stride(), layer.input_norm, nullptr,
                       count, sizes.tokens, wide, qkv, stream);
-    if (!logits && i + 1 == layers_.size()) return;
+    if (!logits && i + 1 == weights_.layers.size()) return;
     Attention a{};
     a.pass = pass;
     a.queries = work.queries;
@@ -506,8 +365,8 @@ void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const Pass
                        sizes.tokens, wide, residual, stream);
   }
   const StoreLogits store{work.logits, to_int(logit_stride()), to_int(config.frame_codes)};
-  multiply<true, 4>("logits", head_, work.x, x_stride(), last_norm_, pass.logits, pass.counts + 1,
-                    sizes.logits, wide, store, stream);
+  multiply<true, 4>("logits", weights_.head, work.x, x_stride(), weights_.last_norm, pass.logits,
+                    pass.counts + 1, sizes.logits, wide, store, stream);
 }
 
 // --- prefill --------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ def test_dry_run_counts_and_runs_nothing(capsys):
     imagine, decode = json.loads(capsys.readouterr().out)["predictions"]
     assert imagine["rates"] == "H200 (stated, not measured)"
     assert imagine["passes"] == 8 * 16
+    assert imagine["latency_seconds"] == pytest.approx(8 * 16 * (5 * 4 + 3) * 2.5e-6)
     assert imagine["seconds"] >= imagine["bytes"] / 4.3e12
     assert decode["passes"] == 0
     assert decode["seconds"] > 0

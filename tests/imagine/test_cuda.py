@@ -69,6 +69,17 @@ def test_small_models_give_the_tokens_of_the_cpu(options, temperature, cache):
 
 @gpu
 @pytest.mark.gpu
+def test_a_small_rollout_of_one_row_gives_the_tokens_of_the_cpu():
+    """Its tokens are drawn by the kernel of the logits."""
+    cpu, cuda = generators()
+    for width in (1, 4):
+        expected, _ = imagined(cpu, 1, 1, width=width)
+        for _ in range(2):  # captured, then replayed
+            assert torch.equal(imagined(cuda, 1, 1, width=width)[0].cpu(), expected)
+
+
+@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("cache", [None, FLOAT8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tokens_do_not_depend_on_batch_mates_or_width(dtype, cache):

@@ -174,8 +174,8 @@ def _dry_run(
     if device == "cuda":
         say(
             console,
-            "of kernels: a pass of a GPU has 5 kernels a layer and 4 beside; 2.5 us each is an "
-            "estimate. A pass takes at least the larger of both columns.",
+            "of kernels: a pass of a GPU has 5 kernels a layer and 3 beside (2 with one row), each "
+            "2.5 us by an estimate. A pass takes at least the larger of both columns.",
         )
         for p in found:
             if p.kernels:

@@ -12,9 +12,9 @@ from vlarft.bench.counts import Transformer, Work, floor_seconds, pass_kernels
 from vlarft.bench.limits import Meter
 from vlarft.bench.stages import STAGES
 
-# A pass on a GPU: embedding, five kernels a layer, logits, sampling, collecting.
+# A pass on a GPU: embedding, five kernels a layer, logits, sampling (one row: with the logits).
 _KERNELS_A_LAYER = 5
-_KERNELS_BESIDE = 4
+_KERNELS_BESIDE = 3
 # Seconds from one kernel of a graph to the next, at least: an estimate, not measured by us.
 _KERNEL_SECONDS = 2.5e-6
 
@@ -118,6 +118,7 @@ def predict(
     generates = stage in ("imagine", "rollout")
     passes = case.frames * material.world.frame_tokens if generates else 0
     layers = int(material.world.transformer.config.num_hidden_layers)
+    beside = _KERNELS_BESIDE - (case.scenes * case.rollouts == 1)
     kernels: tuple[Kernel, ...] = ()
     if stage == "imagine" and rates.kernel > 0:
         t = Transformer.of(material.world, dtype, cache)
@@ -135,7 +136,7 @@ def predict(
         flops=sum(w.total_flops for w in work),
         seconds=floor_seconds(work, rates.read, rates.multiply),
         passes=passes,
-        latency_seconds=passes * (_KERNELS_A_LAYER * layers + _KERNELS_BESIDE) * rates.kernel,
+        latency_seconds=passes * (_KERNELS_A_LAYER * layers + beside) * rates.kernel,
         kernels=kernels,
     )
 

@@ -47,6 +47,23 @@ inline constexpr int kWarp = 32;
 inline __device__ int lane() { return thread() % kWarp; }
 inline __device__ int warp() { return thread() / kWarp; }
 
+// Whether this block is the last of `all` to come here; it then finds what the others wrote before.
+// Every thread of a block asks. The last one leaves the counter at 0, so that the launch can be
+// repeated.
+inline __device__ bool last_block(int* arrived, int all) {
+  __shared__ int last;
+  device_fence();  // what this thread wrote, before the block is counted
+  block_barrier();
+  if (thread() == 0) {
+    last = add_atomic(arrived, 1) + 1 == all ? 1 : 0;
+    if (last != 0) *arrived = 0;
+  }
+  block_barrier();
+  if (last == 0) return false;
+  device_fence();  // what the others wrote, before any of it is read
+  return true;
+}
+
 template <class V>
 __device__ V from_lane_xor(V value, int mask) {
   return from_lane(value, lane() ^ mask);

@@ -77,7 +77,7 @@ struct Block {
 
 thread_local Block block;
 thread_local bool backwards = false;
-thread_local int64_t taken = 0;
+thread_local int64_t taken = 0, kernels = 0;
 thread_local std::unique_ptr<EmulatedGraph> capturing;
 
 Fiber& self() { return block.fibers[static_cast<size_t>(block.place.thread)]; }
@@ -181,6 +181,7 @@ void run_block(int threads) {
 }  // namespace
 
 void run(dim3 grid, int threads, const std::function<void()>& body) {
+  ++kernels;
   block.body = &body;
   for (unsigned y = 0; y < grid.y; ++y) {
     for (unsigned x = 0; x < grid.x; ++x) {
@@ -192,6 +193,7 @@ void run(dim3 grid, int threads, const std::function<void()>& body) {
 }
 
 void run_backwards(bool yes) { backwards = yes; }
+int64_t kernels_run() { return kernels; }
 int64_t allocated_bytes() { return taken; }
 const Place& place() { return block.place; }
 void block_barrier() { arrive(block.barrier); }

@@ -30,6 +30,9 @@ void run(dim3 grid, int threads, const std::function<void()>& body);
 // The order in which the threads of a block run, for what follows.
 void run_backwards(bool yes);
 
+// Kernels that have run so far.
+int64_t kernels_run();
+
 // Memory that was taken and not given back.
 int64_t allocated_bytes();
 

@@ -258,7 +258,6 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_kernel(Attention 
   constexpr int kQueries = 16;
   __shared__ float outputs[kAttentionWarps][kQueries][kDim + 1];
   __shared__ float extremes[kAttentionWarps][kQueries][2];
-  __shared__ int last;
   const Pass& pass = a.pass;
   const Piece p = piece_of(a, block_x());
   const int groups = a.heads / a.kv_heads;
@@ -331,17 +330,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_kernel(Attention 
       block_barrier();
     }
   }
-  device_fence();
-  block_barrier();
-  if (thread() == 0) {
-    int* arrived = a.arrived + p.scene * a.kv_heads + p.head;
-    const int all = a.prefix_pieces + pass.rows_a_scene * a.own_pieces;
-    last = add_atomic(arrived, 1) + 1 == all ? 1 : 0;
-    if (last != 0) *arrived = 0;
-  }
-  block_barrier();
-  if (last == 0) return;
-  device_fence();
+  const int all = a.prefix_pieces + pass.rows_a_scene * a.own_pieces;
+  if (!last_block(a.arrived + p.scene * a.kv_heads + p.head, all)) return;
   merge_pieces<T, kDim>(a, p.scene, p.head);
 }
 

@@ -11,10 +11,10 @@
 #include "core/cuda/runtime.h"
 #include "core/errors.h"
 #include "imagine/cuda/attention.h"
+#include "imagine/cuda/finish.h"
 #include "imagine/cuda/imaginer.h"
 #include "imagine/cuda/product.h"
 #include "imagine/cuda/rows.h"
-#include "imagine/cuda/sampler.h"
 #include "imagine/cuda/weights.h"
 
 namespace vlarft::imagine::cuda {
@@ -82,6 +82,7 @@ struct Rollout {
   int32_t* actions;
   uint32_t *keys, *members;
   Sampling* sampling;
+  int32_t* arrived;
 };
 
 }  // namespace
@@ -113,6 +114,7 @@ class Imaginer::Engine {
   int device = 0;
   int64_t weight_bytes = 0;
   double capture_seconds = 0;
+  int64_t fused_rows = kFusedRows;
   std::mutex busy;  // one call at a time; other engines are independent
   Memory arena;
   std::list<CapturedGraph> graphs;  // most recently used first
@@ -163,11 +165,11 @@ class TypedEngine final : public Imaginer::Engine {
 
   // Runs the tokens that `pass` lists through the model.
   void run(const Pass& pass, const Work& work, const PassSizes& sizes, bool logits,
-           cudaStream_t stream);
-  template <bool kNorm, int kColumnTiles, class Store>
+           const FinishPass* finish, cudaStream_t stream);
+  template <bool kNorm, int kColumnTiles, class Store, class Finish = Done>
   void multiply(const char* what, const Matrix& matrix, const void* rows, int64_t row_stride,
                 int64_t norm, const Logit* of, const int32_t* count, int64_t most, bool wide,
-                const Store& store, cudaStream_t stream);
+                const Store& store, cudaStream_t stream, const Finish& finish = {});
   void queue_pass(const Rollout& r, const PassSizes& sizes, cudaStream_t stream);
   const Graph& graph_of(const GraphKey& key, const Rollout& r, const PassSizes& sizes);
 
@@ -254,6 +256,7 @@ Rollout TypedEngine<T, C, kDim>::carve_rollout(Carver& carver, const Shape& shap
   r.keys = carver.take<uint32_t>(shape.scenes);
   r.members = carver.take<uint32_t>(shape.rows_a_scene);
   r.sampling = carver.take<Sampling>(1);
+  r.arrived = carver.take<int32_t>(1);
   r.suffixes =
       reinterpret_cast<std::byte*>(carver.take<C>(rows * cache_elements(suffix_capacity(shape))));
   return r;
@@ -284,11 +287,12 @@ Bytes TypedEngine<T, C, kDim>::plan(const Shape& shape) const {
 // --- a pass ---------------------------------------------------------------------------------
 
 template <class T, class C, int kDim>
-template <bool kNorm, int kColumnTiles, class Store>
+template <bool kNorm, int kColumnTiles, class Store, class Finish>
 void TypedEngine<T, C, kDim>::multiply(const char* what, const Matrix& matrix, const void* rows,
                                        int64_t row_stride, int64_t norm, const Logit* of,
                                        const int32_t* count, int64_t most, bool wide,
-                                       const Store& store, cudaStream_t stream) {
+                                       const Store& store, cudaStream_t stream,
+                                       const Finish& finish) {
   constexpr int kRowTiles = 2;
   Product p{};
   p.weights = matrix.weights.template as<void>();
@@ -306,15 +310,15 @@ void TypedEngine<T, C, kDim>::multiply(const char* what, const Matrix& matrix, c
            grid(parts(matrix.columns, kWideColumns), parts(most, kWideRows)), kProductThreads,
            stream, p, store);
   } else {
-    launch(what, product_narrow<T, kNorm, kRowTiles, kColumnTiles, Store>,
+    launch(what, product_narrow<T, kNorm, kRowTiles, kColumnTiles, Store, Finish>,
            grid(parts(matrix.columns, kColumnTiles * kColumns), parts(most, kRowTiles * kRows)),
-           kProductThreads, stream, p, store);
+           kProductThreads, stream, p, store, finish);
   }
 }
 
 template <class T, class C, int kDim>
 void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const PassSizes& sizes,
-                                  bool logits, cudaStream_t stream) {
+                                  bool logits, const FinishPass* finish, cudaStream_t stream) {
   const auto heads = to_int(config.heads), kv_heads = to_int(config.kv_heads);
   const bool wide = sizes.typical > kNarrowRows;
   const int64_t attended_stride = stride(config.heads * config.head_dim);
@@ -365,8 +369,20 @@ void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const Pass
                        sizes.tokens, wide, residual, stream);
   }
   const StoreLogits store{work.logits, to_int(logit_stride()), to_int(config.frame_codes)};
-  multiply<true, 4>("logits", weights_.head, work.x, x_stride(), weights_.last_norm, pass.logits,
-                    pass.counts + 1, sizes.logits, wide, store, stream);
+  constexpr int kTiles = 4;
+  const auto head = [&](const char* what, const auto&... finishing) {
+    multiply<true, kTiles>(what, weights_.head, work.x, x_stride(), weights_.last_norm, pass.logits,
+                           pass.counts + 1, sizes.logits, wide, store, stream, finishing...);
+  };
+  if (finish == nullptr) return head("logits");
+  FinishPass last = *finish;
+  if (sizes.logits <= fused_rows) {  // one row of blocks
+    last.blocks = to_int(parts(config.frame_codes, kTiles * kColumns));
+    return head("logits and sampling", last);
+  }
+  head("logits");
+  last.blocks = to_int(sizes.logits);
+  launch("sampling", sample_kernel, grid(sizes.logits), kSamplerThreads, stream, last);
 }
 
 // --- prefill --------------------------------------------------------------------------------
@@ -428,7 +444,7 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
       copy_in(pass.prefix, prefix.data(), together, stream);
       copy_in(pass.prefix_length, prefix_length.data(), together, stream);
       copy_in(pass.own, own.data(), together, stream);
-      run(pass, work, sizes, false, stream);
+      run(pass, work, sizes, false, nullptr, stream);
     }
   }
   require(cudaStreamSynchronize(stream), "a prefill of " + std::to_string(scenes) + " prompts of " +
@@ -441,9 +457,10 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
 template <class T, class C, int kDim>
 void TypedEngine<T, C, kDim>::queue_pass(const Rollout& r, const PassSizes& sizes,
                                          cudaStream_t stream) {
-  launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
-  run(r.pass, r.work, sizes, true, stream);
-  SampleRows s{};
+  FinishPass finish{};
+  finish.rows = r.rows;
+  finish.arrived = r.arrived;
+  SampleRows& s = finish.sample;
   s.pass = r.pass;
   s.logits = r.work.logits;
   s.states = r.rows.states;
@@ -455,7 +472,7 @@ void TypedEngine<T, C, kDim>::queue_pass(const Rollout& r, const PassSizes& size
   s.ids = to_int(config.frame_codes);
   s.width = r.rows.rules.width;
   s.frame_tokens = r.rows.rules.frame_tokens;
-  launch("sampling", sample_kernel, grid(sizes.logits), kSamplerThreads, stream, s);
+  run(r.pass, r.work, sizes, true, &finish, stream);
 }
 
 template <class T, class C, int kDim>
@@ -516,6 +533,7 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
   copy_in(r.sampling, &request.sampling, 1, stream);
   launch("starting rows", start_kernel, grid(parts(sizes.rows, kCollectThreads)), kCollectThreads,
          stream, r.rows, to_int(sizes.rows));
+  launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
 
   const GraphKey key{shape.scenes,     shape.rows_a_scene, shape.prompt, shape.frames,
                      shape.action_dim, shape.frame_tokens, shape.width,  sources};
@@ -537,7 +555,6 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
       }
       graph.launch(stream);
     }
-    launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
     launch("finishing rows", finish_kernel, grid(sizes.rows), kCollectThreads, stream, r.rows,
            to_int(sizes.rows));
     const int64_t count = sizes.rows * shape.frames * shape.frame_tokens;
@@ -592,8 +609,8 @@ double TypedEngine<T, C, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream
   copy_in(pass.logits, logits.data(), tokens, stream);
   copy_in(pass.first_token, first_token.data(), 2, stream);
   copy_in(pass.own, &own, 1, stream);
-  const Graph graph =
-      Graph::capture([&, p = pass, w = work](cudaStream_t side) { run(p, w, sizes, true, side); });
+  const Graph graph = Graph::capture(
+      [&, p = pass, w = work](cudaStream_t side) { run(p, w, sizes, true, nullptr, side); });
   double best = 0;
   for (int64_t i = 0; i <= kTimedPasses; ++i) {
     require(cudaStreamSynchronize(stream), "a pass");

@@ -130,12 +130,25 @@ __device__ inline float norm_factor(float squares, const Product& p) {
   return 1.0F / sqrtf(squares / static_cast<float>(p.depth) + p.eps);
 }
 
+// What a block does when its outputs are stored: nothing, or FinishPass of finish.h. All threads
+// call it, with memory that the product needs no more.
+struct Done {
+  using Memory = char;
+  __device__ void operator()(Memory&) const {}
+};
+
 // Two blocks a multiprocessor: with few rows a grid has no more, and registers are not spilled to
 // make room for a third.
-template <class T, bool kNorm, int kRowTiles, int kColumnTiles, class Store>
-__global__ void __launch_bounds__(kProductThreads, 2) product_narrow(Product p, Store store) {
+template <class T, bool kNorm, int kRowTiles, int kColumnTiles, class Store, class Finish>
+__global__ void __launch_bounds__(kProductThreads, 2)
+    product_narrow(Product p, Store store, Finish finish) {
   constexpr int kBlockRows = kRowTiles * kRows, kBlockColumns = kColumnTiles * kColumns;
-  __shared__ float parts[kChunks][kBlockRows][kBlockColumns];
+  union Memory {  // first for the product, then for what follows it
+    float parts[kChunks][kBlockRows][kBlockColumns];
+    typename Finish::Memory finish;
+  };
+  __shared__ Memory memory;
+  auto& parts = memory.parts;
   __shared__ float squares_of[kChunks][kBlockRows];
   const int count = *p.count, first_row = block_y() * kBlockRows;
   if (first_row >= count) return;
@@ -175,6 +188,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_narrow(Product p, 
     }
     store(first_row + row, column, low, high);
   }
+  finish(memory.finish);
 }
 
 inline constexpr int kWideRows = 128, kWideColumns = 64;

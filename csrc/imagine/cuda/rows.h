@@ -53,8 +53,8 @@ __device__ inline int scan(int (&memory)[kCollectThreads], int value, int* total
   return mine;
 }
 
-// One block. Prompt lengths differ by scene; a token's position counts from the prompt's start.
-static __global__ void __launch_bounds__(kCollectThreads, 1) collect_kernel(Rows r, Pass pass) {
+// Of one block. Prompt lengths differ by scene; a token's position counts from the prompt's start.
+__device__ inline void collect(const Rows& r, const Pass& pass) {
   __shared__ int memory[kCollectThreads];
   __shared__ int finished, unfinished;
   if (thread() == 0) {
@@ -117,6 +117,11 @@ static __global__ void __launch_bounds__(kCollectThreads, 1) collect_kernel(Rows
   r.progress[0] = finished;
   r.progress[1] = unfinished;
   system_fence();
+}
+
+// Before a rollout's first pass; behind each pass its last block collects (finish.h).
+static __global__ void __launch_bounds__(kCollectThreads, 1) collect_kernel(Rows r, Pass pass) {
+  collect(r, pass);
 }
 
 // A rollout's first state.

@@ -119,12 +119,11 @@ __device__ inline int best_of_block(SamplerMemory& memory, int list) {
   return memory.ids[list][0];
 }
 
-static __global__ void __launch_bounds__(kSamplerThreads, 1) sample_kernel(SampleRows s) {
-  __shared__ SamplerMemory memory;
-  if (block_x() >= s.pass.counts[1]) return;
-  const Logit of = s.pass.logits[block_x()];
+// Draws the token of row `index` of the logits; all threads of a block.
+__device__ inline void sample_row(SamplerMemory& memory, const SampleRows& s, int index) {
+  const Logit of = s.pass.logits[index];
   const RowState& state = s.states[of.row];
-  const float* logits = s.logits + int64_t{block_x()} * s.stride;
+  const float* logits = s.logits + int64_t{index} * s.stride;
   const Sampling sampling = *s.sampling;
   const bool greedy = sampling.temperature == 0;
   const float temperature = greedy ? 1.0F : sampling.temperature;
@@ -219,6 +218,7 @@ static __global__ void __launch_bounds__(kSamplerThreads, 1) sample_kernel(Sampl
       (list == 0 ? s.draws.drawn : s.draws.coupled)[to] = token;
       if (list == 0) s.draws.finite[to] = 1 - broken;
     }
+    block_barrier();  // the memory serves the next draw
   }
 }
 

@@ -156,6 +156,58 @@ void check_invariance(Storage storage, CacheStorage cache) {
   emulate::run_backwards(false);
 }
 
+// Tokens drawn behind the head's product, by its last block, are those of a kernel of their own;
+// and a pass has as many kernels as csrc/imagine/cuda/finish.h says.
+template <class T>
+void check_fused_sampling(Storage storage) {
+  const Model model = random_model(config_of(storage, 6, 64));
+  gpu::TypedEngine<T, T, 16> engine(model.config, model.tensors, 0, nullptr);
+  int64_t kernels = 0;
+  const auto drawn = [&](const Case& c, int64_t fused_rows) {
+    engine.fused_rows = fused_rows;
+    engine.graphs.clear();
+    return run(
+        c, static_cast<int32_t>(model.config.vocabulary),
+        static_cast<int32_t>(model.config.frame_codes),
+        [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
+          return engine.prefill(prompt_ids, scenes, length, nullptr, nothing);
+        },
+        [&](const Request& request, const auto& prompts, int32_t* tokens) {
+          const int64_t before = emulate::kernels_run();
+          const Stats stats =
+              engine.imagine(request, {prompts.begin(), prompts.end()}, nullptr, nothing, tokens);
+          kernels = emulate::kernels_run() - before;
+          return stats;
+        });
+  };
+  const int64_t layers = model.config.layers, beside = 3;  // start, collect, finish
+  for (const bool backwards : {false, true}) {
+    emulate::run_backwards(backwards);
+    for (const Sampling sampling :
+         {Sampling{.temperature = 0}, Sampling{.seed = 3, .temperature = 2, .top_k = 9},
+          Sampling{.seed = 7, .temperature = 1, .top_p = 0.9}}) {
+      for (const int64_t rows : {1, 3}) {
+        Case c{1, rows, 19, 2, 3, 5};
+        c.sampling = sampling;
+        const Result apart = drawn(c, 0);
+        CHECK(kernels == 10 * (5 * layers + 3) + beside);
+        const Result fused = drawn(c, 32);
+        CHECK(kernels == 10 * (5 * layers + 2) + beside);
+        CHECK(fused.tokens == apart.tokens && same(fused.stats, apart.stats));
+        drawn(c, gpu::kFusedRows);
+        CHECK(kernels == 10 * (5 * layers + (rows == 1 ? 2 : 3)) + beside);
+      }
+    }
+    // Passes of many counts, and some of none when all rows are done.
+    for (const auto& guesses : {std::vector<Source>{kLogits}, {kJacobi, kLogits}}) {
+      const Case c{2, 3, 19, 2, 3, 5, 4, guesses};
+      const Result apart = drawn(c, 0), fused = drawn(c, 32);
+      CHECK(fused.tokens == apart.tokens && same(fused.stats, apart.stats));
+    }
+  }
+  emulate::run_backwards(false);
+}
+
 // bfloat16 rounds otherwise on the CPU, so near ties fall otherwise; most tokens are the same.
 void check_bfloat16(CacheStorage cache) {
   const Model model = random_model(config_of(Storage::kBfloat16, 6, 64, cache));
@@ -378,6 +430,8 @@ int main() {
   }
   check_long(CacheStorage::kAsWeights);
   check_invariance(Storage::kFloat32, CacheStorage::kAsWeights);
+  check_fused_sampling<float>(Storage::kFloat32);
+  check_fused_sampling<gpu::Bf16>(Storage::kBfloat16);
   check_broken_and_stopped();
   check_refusals();
   check_errors();

@@ -23,7 +23,9 @@ struct Drawn {
   std::vector<int32_t> tokens, finite, coupled;
 };
 
-Drawn draw(const std::vector<float>& logits, int rows, const Sampling& sampling) {
+// `together`: by one block in turn, as behind the head's product, instead of a block a row.
+Drawn draw(const std::vector<float>& logits, int rows, const Sampling& sampling,
+           bool together = false) {
   const auto count = static_cast<size_t>(rows);
   std::vector<float> all;
   std::vector<gpu::Logit> of;
@@ -51,8 +53,13 @@ Drawn draw(const std::vector<float>& logits, int rows, const Sampling& sampling)
   s.width = 1;
   s.frame_tokens = rows;
   dim3 grid;
-  grid.x = static_cast<unsigned>(rows + 1);  // the last block has nothing to do
-  emulate::run(grid, gpu::kSamplerThreads, [&] { gpu::sample_kernel(s); });
+  grid.x = together ? 1 : static_cast<unsigned>(rows);
+  emulate::run(grid, gpu::kSamplerThreads, [&] {
+    __shared__ gpu::SamplerMemory memory;
+    for (int row = gpu::block_x(); row < rows; row += static_cast<int>(grid.x)) {
+      gpu::sample_row(memory, s, row);
+    }
+  });
   CHECK(out.tokens.back() == -77);
   out.tokens.pop_back();
   return out;
@@ -76,7 +83,8 @@ void check_against_cpu() {
     s.top_k = round % 2 == 0 ? 0 : 1 + static_cast<int64_t>(random() * 200);
     s.top_p = round % 5 == 0 ? 1.0 : 0.02 + 0.97 * static_cast<double>(random());
     constexpr int kRows = 6;
-    const Drawn drawn = draw(logits, kRows, s);
+    const Drawn drawn = draw(logits, kRows, s), together = draw(logits, kRows, s, true);
+    CHECK(together.tokens == drawn.tokens && together.coupled == drawn.coupled);
     Sampler sampler(kernels("portable"), ids);
     for (uint32_t row = 0; row < kRows; ++row) {
       CHECK(drawn.tokens[row] == sampler.sample(logits.data(), s, {row, kMember, kKey}));

@@ -6,9 +6,9 @@
 #include <nvtx3/nvToolsExt.h>
 #endif
 
-#include <cstdlib>
-#include <cstring>
 #include <string>
+
+#include "core/environment.h"
 
 namespace vlarft::cuda {
 
@@ -22,9 +22,7 @@ inline void pop_range() {}
 // Null where ranges are off.
 inline nvtxDomainHandle_t range_domain() {
   static const nvtxDomainHandle_t domain = [] {
-    const char* wanted = std::getenv("VLARFT_NVTX");
-    return wanted != nullptr && std::strcmp(wanted, "1") == 0 ? nvtxDomainCreateA("vlarft")
-                                                              : nullptr;
+    return switched_on("VLARFT_NVTX") ? nvtxDomainCreateA("vlarft") : nullptr;
   }();
   return domain;
 }

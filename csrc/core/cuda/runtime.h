@@ -6,9 +6,14 @@
 #include <utility>
 
 #include "core/cuda/intrinsics.h"
+#include "core/environment.h"
 #include "core/errors.h"
 
 namespace vlarft::cuda {
+
+// Whether each launch outside of a graph is waited for, so that an error of a kernel names it;
+// slow. Passes of a rollout are then launched kernel by kernel.
+inline bool checked() { return switched_on("VLARFT_CUDA_CHECKED"); }
 
 // What a user can do about an error, or nothing.
 inline const char* hint_of(cudaError_t status) {
@@ -19,11 +24,20 @@ inline const char* hint_of(cudaError_t status) {
       return "; install a driver for the CUDA version that `vlarft info` names";
     case cudaErrorNoKernelImageForDevice:
       return "; build again with CMAKE_CUDA_ARCHITECTURES set to this GPU's";
-    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalAddress:  // of a kernel, told by a later call
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
     case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
-      return "; this process cannot use the GPU any more: find the kernel with compute-sanitizer, "
-             "or with CUDA_LAUNCH_BLOCKING=1, and report it";
+      return checked() ? "; this process cannot use the GPU any more: report it, with what "
+                         "compute-sanitizer says"
+                       : "; this process cannot use the GPU any more: run again with "
+                         "VLARFT_CUDA_CHECKED=1, which names the kernel, or under "
+                         "compute-sanitizer, and report it";
     default:
       return "";
   }
@@ -33,6 +47,16 @@ inline const char* hint_of(cudaError_t status) {
 inline void require(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) {
     throw BackendError("CUDA: " + what + ": " + cudaGetErrorString(status) + hint_of(status));
+  }
+}
+
+// Runs `work`; an error of CUDA's also says in which call.
+template <class Work>
+auto naming(const std::string& call, const Work& work) {
+  try {
+    return work();
+  } catch (const BackendError& error) {
+    throw BackendError(error.what() + (" (in " + call + ")"));
   }
 }
 
@@ -172,25 +196,28 @@ class Graph {
   cudaGraphExec_t exec_ = nullptr;
 };
 
-// Queues a kernel of 1-D blocks; `what` names kernel and shape where CUDA refuses it.
+// Queues a kernel of 1-D blocks; `what` names it where CUDA refuses it or, when checked, it fails.
 template <class... Parameters, class... Arguments>
 void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
             cudaStream_t stream, const Arguments&... arguments) {
+  const auto required = [&](cudaError_t status) {
+    if (status == cudaSuccess) return;
+    require(status, std::string(what) + ", grid " + std::to_string(grid.x) + " x " +
+                        std::to_string(grid.y) + ", " + std::to_string(threads) + " threads");
+  };
 #ifdef VLARFT_EMULATE
-  (void)what;
-  (void)stream;
   emulate::submit([=] { emulate::run(grid, threads, [&] { kernel(arguments...); }); });
 #else
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = stream;
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
-  if (status != cudaSuccess) {
-    require(status, std::string(what) + ", grid " + std::to_string(grid.x) + " x " +
-                        std::to_string(grid.y) + ", " + std::to_string(threads) + " threads");
-  }
+  required(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 #endif
+  if (!checked()) return;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  required(cudaStreamIsCapturing(stream, &capture));
+  if (capture == cudaStreamCaptureStatusNone) required(cudaStreamSynchronize(stream));
 }
 
 template <class T>

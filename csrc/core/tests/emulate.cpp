@@ -77,7 +77,8 @@ struct Block {
 
 thread_local Block block;
 thread_local bool backwards = false;
-thread_local int64_t taken = 0, kernels = 0;
+thread_local int64_t taken = 0, kernels = 0, waited = 0;
+thread_local int64_t first_failure = -1;  // number of the kernel
 thread_local std::unique_ptr<EmulatedGraph> capturing;
 
 Fiber& self() { return block.fibers[static_cast<size_t>(block.place.thread)]; }
@@ -194,6 +195,12 @@ void run(dim3 grid, int threads, const std::function<void()>& body) {
 
 void run_backwards(bool yes) { backwards = yes; }
 int64_t kernels_run() { return kernels; }
+int64_t waits() { return waited; }
+void fail_kernel(int64_t before) { first_failure = before < 0 ? -1 : kernels + before; }
+cudaError_t wait() {
+  ++waited;
+  return first_failure >= 0 && kernels > first_failure ? cudaErrorIllegalAddress : cudaSuccess;
+}
 int64_t allocated_bytes() { return taken; }
 const Place& place() { return block.place; }
 void block_barrier() { arrive(block.barrier); }
@@ -217,6 +224,7 @@ using vlarft::emulate::taken;
 constexpr size_t kHeader = 64;
 
 const char* cudaGetErrorString(cudaError_t status) {
+  if (status == cudaErrorIllegalAddress) return "an illegal memory access was encountered";
   return status == cudaSuccess ? "no error" : "out of memory";
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -274,10 +282,14 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return vlarft::emulate::wait(); }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
   capturing = std::make_unique<EmulatedGraph>();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = capturing == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
@@ -306,5 +318,5 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return vlarft::emulate::wait(); }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }

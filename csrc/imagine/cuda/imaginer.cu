@@ -35,10 +35,11 @@ dim3 grid(int64_t x, int64_t y = 1) {
   out.y = static_cast<unsigned>(y);
   return out;
 }
-std::string words(const char* what, const Shape& shape) {
-  return std::string(what) + " of " + std::to_string(shape.scenes) + " x " +
-         std::to_string(shape.rows_a_scene) + " rows, prompt " + std::to_string(shape.prompt) +
-         ", " + std::to_string(shape.frames) + " frames, W " + std::to_string(shape.width);
+std::string words(const Request& request, const Prompts& prompts) {
+  return "a rollout of " + std::to_string(request.scenes) + " x " +
+         std::to_string(request.rows_a_scene) + " rows, prompt " +
+         std::to_string(prompts.front()->length) + ", " + std::to_string(request.frames) +
+         " frames, W " + std::to_string(request.width);
 }
 cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
@@ -447,8 +448,7 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
       run(pass, work, sizes, false, nullptr, stream);
     }
   }
-  require(cudaStreamSynchronize(stream), "a prefill of " + std::to_string(scenes) + " prompts of " +
-                                             std::to_string(length) + " tokens");
+  require(cudaStreamSynchronize(stream), "a prefill's kernels");
   return prompts;
 }
 
@@ -531,16 +531,16 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
   copy_in(r.keys, request.keys, shape.scenes, stream);
   copy_in(r.members, request.members, shape.rows_a_scene, stream);
   copy_in(r.sampling, &request.sampling, 1, stream);
+  volatile int32_t* progress = progress_.host<int32_t>();
+  progress[0] = 0;
+  progress[1] = to_int(sizes.rows);
   launch("starting rows", start_kernel, grid(parts(sizes.rows, kCollectThreads)), kCollectThreads,
          stream, r.rows, to_int(sizes.rows));
   launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
 
   const GraphKey key{shape.scenes,     shape.rows_a_scene, shape.prompt, shape.frames,
                      shape.action_dim, shape.frame_tokens, shape.width,  sources};
-  const Graph& graph = graph_of(key, r, sizes);
-  volatile int32_t* progress = progress_.host<int32_t>();
-  progress[0] = 0;
-  progress[1] = to_int(sizes.rows);
+  const Graph* graph = checked() ? nullptr : &graph_of(key, r, sizes);
   const int64_t most = shape.frames * shape.frame_tokens;
   Stats stats;
   try {
@@ -553,7 +553,11 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
         poll(progress[0]);
         if (progress[1] == 0) break;  // guesses saved the rest
       }
-      graph.launch(stream);
+      if (graph != nullptr) {
+        graph->launch(stream);
+      } else {
+        queue_pass(r, sizes, stream);
+      }
     }
     launch("finishing rows", finish_kernel, grid(sizes.rows), kCollectThreads, stream, r.rows,
            to_int(sizes.rows));
@@ -563,7 +567,7 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
             "copying tokens");
     std::vector<RowState> states(static_cast<size_t>(sizes.rows));
     copy_out(states.data(), r.rows.states, sizes.rows, stream);
-    require(cudaStreamSynchronize(stream), words("a rollout", shape));
+    require(cudaStreamSynchronize(stream), "a rollout's kernels");
     for (const RowState& state : states) {
       stats += state;
       stats.passes = std::max<int64_t>(stats.passes, state.row_passes);
@@ -667,7 +671,10 @@ std::vector<std::shared_ptr<Prompt>> Imaginer::prefill(const int32_t* ids, int64
                                                        const Poll& poll) {
   const std::lock_guard lock(engine_->busy);
   const DeviceGuard guard(engine_->device);
-  return engine_->prefill(ids, scenes, length, stream_of(stream), poll);
+  const std::string call = "a prefill of " + std::to_string(scenes) + " prompts of " +
+                           std::to_string(length) + " tokens";
+  return naming(call,
+                [&] { return engine_->prefill(ids, scenes, length, stream_of(stream), poll); });
 }
 
 Stats Imaginer::imagine(const Request& request, const Prompts& prompts, uintptr_t stream,
@@ -675,13 +682,16 @@ Stats Imaginer::imagine(const Request& request, const Prompts& prompts, uintptr_
   if (request.rows() == 0) return {};
   const std::lock_guard lock(engine_->busy);
   const DeviceGuard guard(engine_->device);
-  return engine_->imagine(request, prompts, stream_of(stream), poll, tokens);
+  return naming(words(request, prompts), [&] {
+    return engine_->imagine(request, prompts, stream_of(stream), poll, tokens);
+  });
 }
 
 double Imaginer::pass_seconds(int64_t tokens, uintptr_t stream) {
   const std::lock_guard lock(engine_->busy);
   const DeviceGuard guard(engine_->device);
-  return engine_->pass_seconds(tokens, stream_of(stream));
+  return naming("timing a pass of " + std::to_string(tokens) + " tokens",
+                [&] { return engine_->pass_seconds(tokens, stream_of(stream)); });
 }
 
 int64_t Imaginer::held_bytes() {

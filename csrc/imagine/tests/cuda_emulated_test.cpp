@@ -1,6 +1,7 @@
 // The CUDA sources of csrc/imagine/cuda, run on the CPU thread by thread: same tokens as the CPU's
 // own kernels, whatever the batch, W and the order of threads; nothing read or written outside.
 #define VLARFT_EMULATE
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -409,7 +410,70 @@ void check_errors() {
         "CUDA: taking 8 bytes: out of memory; ask for fewer scenes or rollouts, or call release() "
         "on engines that wait");
   CHECK(say(cudaErrorNoKernelImageForDevice).find("CMAKE_CUDA_ARCHITECTURES") != std::string::npos);
-  CHECK(say(cudaErrorIllegalAddress).find("compute-sanitizer") != std::string::npos);
+  CHECK(say(cudaErrorIllegalAddress) ==
+        "CUDA: taking 8 bytes: an illegal memory access was encountered; this process cannot use "
+        "the GPU any more: run again with VLARFT_CUDA_CHECKED=1, which names the kernel, or under "
+        "compute-sanitizer, and report it");
+}
+
+void check_switches() {
+  constexpr const char* kName = "VLARFT_CUDA_CHECKED";
+  CHECK(!vlarft::cuda::checked());
+  for (const char* value : {"", "0", "yes", "11"}) {
+    setenv(kName, value, 1);
+    CHECK(!switched_on(kName));
+  }
+  setenv(kName, "1", 1);
+  CHECK(vlarft::cuda::checked());
+  unsetenv(kName);
+}
+
+// A kernel that fails is told by whoever waits next: at the end of the rollout, or, when checked,
+// at once and by its name.
+void check_failing_kernels() {
+  const Model model = random_model(small_config(Storage::kFloat32));
+  const Case c{1, 2, 19, 2, 3, 5};
+  const std::string call = " (in a rollout of 1 x 2 rows, prompt 19, 2 frames, W 1)";
+  const std::string failed =
+      ": an illegal memory access was encountered; this process cannot use "
+      "the GPU any more: ";
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  const auto message = [&] {
+    return message_of<BackendError>([&] {
+      run(
+          c, static_cast<int32_t>(model.config.vocabulary),
+          static_cast<int32_t>(model.config.frame_codes),
+          [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
+            return imaginer.prefill(prompt_ids, scenes, length, 0, nothing);
+          },
+          [&](const Request& request, const auto& prompts, int32_t* tokens) {
+            emulate::fail_kernel(4);  // start, collect, embedding, query and key and value
+            return imaginer.imagine(request, {prompts.begin(), prompts.end()}, 0, nothing, tokens);
+          });
+    });
+  };
+  const Result expected = on_gpu(imaginer, c);
+  CHECK(message() == "CUDA: a rollout's kernels" + failed +
+                         "run again with VLARFT_CUDA_CHECKED=1, which names the kernel, or under "
+                         "compute-sanitizer, and report it" +
+                         call);
+  emulate::fail_kernel(-1);
+  const double captured = imaginer.capture_seconds();
+  imaginer.release();
+  setenv("VLARFT_CUDA_CHECKED", "1", 1);
+  const std::string found = message();
+  const std::string name = "CUDA: attention, grid ";
+  CHECK(found.substr(0, name.size()) == name);
+  CHECK(found.substr(found.find(" threads")) ==
+        " threads" + failed + "report it, with what compute-sanitizer says" + call);
+  CHECK(message_of<BackendError>([&] {
+          imaginer.prefill(ids(19, 40, 1).data(), 1, 19, 0, nothing);
+        }).find("(in a prefill of 1 prompts of 19 tokens)") != std::string::npos);
+  emulate::fail_kernel(-1);
+  CHECK(on_gpu(imaginer, c).tokens == expected.tokens);
+  CHECK(imaginer.capture_seconds() == captured);  // launched kernel by kernel
+  CHECK(imaginer.pass_seconds(3, 0) > 0);         // captures, and waits for nothing in between
+  unsetenv("VLARFT_CUDA_CHECKED");
 }
 
 }  // namespace
@@ -435,5 +499,7 @@ int main() {
   check_broken_and_stopped();
   check_refusals();
   check_errors();
+  check_switches();
+  check_failing_kernels();
   CHECK(emulate::allocated_bytes() == 0);
 }

@@ -25,7 +25,7 @@ constexpr int64_t kPrefillTokens = kPiece;  // of a prompt and pass
 constexpr int64_t kPrefillScenes = 16;      // prefilled together
 constexpr int64_t kNarrowRows = 64;         // up to here a product is bound by its weights
 constexpr int64_t kGraphs = 4;              // shapes whose graphs are kept
-constexpr int64_t kAhead = 16;              // passes between two looks at the device
+constexpr int64_t kAhead = 16;              // passes between two looks at the progress
 constexpr int64_t kTimedPasses = 3;
 constexpr int64_t kAlignment = 256;
 
@@ -547,9 +547,11 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
     Event marks[2];
     for (int64_t pass = 0; pass < most; ++pass) {
       if (pass % kAhead == 0) {
-        Event& mark = marks[pass / kAhead % 2];
-        if (pass >= 2 * kAhead) mark.wait();  // what was queued long ago, not what runs now
-        mark.record(stream);
+        if (shape.width > 1) {  // guesses decide how many passes there are
+          Event& mark = marks[pass / kAhead % 2];
+          if (pass >= 2 * kAhead) mark.wait();  // what was queued long ago, not what runs now
+          mark.record(stream);
+        }
         poll(progress[0]);
         if (progress[1] == 0) break;  // guesses saved the rest
       }

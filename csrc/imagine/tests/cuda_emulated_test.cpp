@@ -209,6 +209,34 @@ void check_fused_sampling(Storage storage) {
   emulate::run_backwards(false);
 }
 
+// With W = 1 the host waits once, for the tokens; with more also now and then between passes.
+void check_waits() {
+  ModelConfig config = config_of(Storage::kFloat32, 6, 400);
+  config.layers = 1;
+  const Model model = random_model(config);
+  gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
+  const auto waits = [&](const Case& c) {
+    int64_t found = 0;
+    run(
+        c, static_cast<int32_t>(model.config.vocabulary),
+        static_cast<int32_t>(model.config.frame_codes),
+        [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
+          return imaginer.prefill(prompt_ids, scenes, length, 0, nothing);
+        },
+        [&](const Request& request, const auto& prompts, int32_t* tokens) {
+          const int64_t before = emulate::waits();
+          const Stats stats =
+              imaginer.imagine(request, {prompts.begin(), prompts.end()}, 0, nothing, tokens);
+          found = emulate::waits() - before;
+          CHECK(stats.passes > 32);
+          return stats;
+        });
+    return found;
+  };
+  CHECK(waits({1, 2, 19, 2, 3, 40}) == 1);
+  CHECK(waits({1, 2, 19, 2, 3, 40, 2, {kLogits}}) > 1);
+}
+
 // bfloat16 rounds otherwise on the CPU, so near ties fall otherwise; most tokens are the same.
 void check_bfloat16(CacheStorage cache) {
   const Model model = random_model(config_of(Storage::kBfloat16, 6, 64, cache));
@@ -496,6 +524,7 @@ int main() {
   check_invariance(Storage::kFloat32, CacheStorage::kAsWeights);
   check_fused_sampling<float>(Storage::kFloat32);
   check_fused_sampling<gpu::Bf16>(Storage::kBfloat16);
+  check_waits();
   check_broken_and_stopped();
   check_refusals();
   check_errors();

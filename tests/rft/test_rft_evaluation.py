@@ -32,22 +32,34 @@ def evaluate(policy, batch=5, samples=0, noise="shared", starts=2):
     )
 
 
-def test_expert_has_distance_zero_and_others_do_not():
-    windows = make_windows(seed=7)
-    expert = MockPolicy()
-    expert.act = lambda *_: windows.batch(spread_windows(len(windows), 12)).actions
-    perfect = evaluate_policy(
+def evaluate_actions(change):
+    """A policy that says the expert's actions, changed."""
+    policy, windows = MockPolicy(), make_windows(seed=7)
+    chosen = spread_windows(len(windows), 12)
+    policy.act = lambda *_: change(windows.batch(chosen).actions)
+    return evaluate_policy(
         MockEngine(),
-        expert,
+        policy,
         windows,
-        spread_windows(len(windows), 12),
+        chosen,
         evaluation=EvaluationConfig(batch=12),
         reward=RewardConfig(),
         sampling=SamplingConfig(),
     )
+
+
+def test_expert_has_distance_zero_and_others_do_not():
+    perfect = evaluate_actions(lambda actions: actions)
     assert (perfect.distance == 0).all()
     assert (perfect.action_l1 == 0).all()
     assert (evaluate(MockPolicy()).distance > 0).all()
+
+
+def test_actions_beyond_the_range_of_the_robot_count_as_executed():
+    far = evaluate_actions(lambda actions: actions.sign() * 5)
+    at_the_end = evaluate_actions(torch.sign)
+    assert torch.equal(far.action_l1, at_the_end.action_l1)
+    assert 0 < far.action_l1.mean() < 2
 
 
 def test_values_do_not_depend_on_the_batch_and_repeat():

@@ -25,7 +25,8 @@ class Evaluation:
         distance: float32 [W], imagined distance to the expert of what a robot would execute.
         l1: float32 [W], its mean absolute pixel difference, averaged over frames.
         perceptual: float32 [W], its LPIPS, averaged over frames.
-        action_l1: float32 [W], mean absolute difference to the expert's actions, raw LIBERO units.
+        action_l1: float32 [W], mean absolute difference to the expert's actions, raw LIBERO units,
+            after entries beyond -1 and 1 are cut, as LIBERO cuts them.
         sampled_distance: float32 [W], mean distance of rollouts as in training, or None.
         episode: int64 [W], episode of each window.
         window: int64 [W], number of each window.
@@ -153,7 +154,7 @@ def _evaluate_batch(
     starts = generator_for(evaluation.seed, int(chosen[0]), "starts")
     actions = torch.stack([policy.act(observation, starts) for _ in range(evaluation.starts)], 1)
     expert = batch.actions.to(actions.device)
-    action_l1 = (actions - expert[:, None]).abs().mean((1, 2, 3)).float().cpu()
+    action_l1 = (actions.clamp(-1, 1) - expert[:, None]).abs().mean((1, 2, 3)).float().cpu()
     if evaluation.samples:
         generator = generator_for(evaluation.seed, int(chosen[0]), "samples")
         proposal = policy.sample(observation, evaluation.samples, generator)

@@ -94,6 +94,15 @@ def test_ctrl_c_finishes_the_step_and_the_run_resumes_bit_for_bit(tmp_path, mome
     assert records(tmp_path / "whole") == records(tmp_path / "parts")
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, in a process that a shell started to ignore it too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_stops_at_once_and_saves_nothing_half_done(tmp_path):
     class Impatient(Regression):
         def after_step(self, step):

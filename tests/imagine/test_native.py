@@ -460,14 +460,6 @@ def test_rates_are_measured_once_for_each_number_of_threads():
     assert native.rates() is not rates
 
 
-@pytest.fixture
-def interruptible():
-    """SIGINT raises here even where the test run was started in the background, ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("width", [1, 4])
 def test_ctrl_c_within_a_frame(width):

@@ -28,7 +28,8 @@ from vlarft.rft.config import RFTConfig
 from vlarft.rft.experiment import run_experiment
 from vlarft.rft.metrics import flat_numbers, open_sinks
 from vlarft.rft.run import run_rft
-from vlarft.rft.trainer import Trainer, rate_factor
+from vlarft.rft.trainer import Trainer
+from vlarft.schedule import rate_factor
 
 SETTINGS = (
     "steps=6", "scenes=4", "rollouts=6", "checkpoint_interval=2", "reward.metric=lpips-alex",
@@ -338,7 +339,7 @@ def test_what_runs_before_the_first_step_is_shown(tmp_path, capsys):
 
 def test_a_cosine_falls_from_the_warm_up_to_the_end_of_the_run(tmp_path):
     config = configure("optimiser.schedule=cosine", "steps=10", "optimiser.warmup=2")
-    factors = [rate_factor(config, step) for step in range(10)]
+    factors = [rate_factor("cosine", step, 10, 2) for step in range(10)]
     assert factors[0] == pytest.approx(0.5)
     assert factors[5] == pytest.approx(0.51)
     assert factors[9] == pytest.approx(0.02 + 0.49 * (1 + math.cos(0.9 * math.pi)))

@@ -9,7 +9,8 @@ from torch import nn
 
 from vlarft.checkpoint import latest_checkpoint
 from vlarft.errors import CheckpointError, DataError
-from vlarft.train.loop import LoopConfig, averaged, learning_rate, step_generator, train
+from vlarft.schedule import rate_factor
+from vlarft.train.loop import LoopConfig, averaged, step_generator, train
 
 
 class Regression:
@@ -92,14 +93,6 @@ def test_ctrl_c_finishes_the_step_and_the_run_resumes_bit_for_bit(tmp_path, mome
     assert task.restored == {"count": finished}
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert records(tmp_path / "whole") == records(tmp_path / "parts")
-
-
-@pytest.fixture
-def interruptible():
-    """SIGINT raises KeyboardInterrupt, in a process that a shell started to ignore it too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -196,8 +189,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_the_first_step_learns():
-    assert learning_rate(CONFIG, 0) == pytest.approx(0.05 / 5)
-    assert learning_rate(CONFIG, 39) < 0.1 * 0.05
+    assert rate_factor("cosine", 0, 40, 5) == pytest.approx(1 / 5)
+    assert rate_factor("constant", 39, 40, 0) == 1
+    assert rate_factor("cosine", 39, 40, 5) < 0.1
 
 
 def test_generators_depend_on_seed_and_step_only():

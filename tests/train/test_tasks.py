@@ -240,6 +240,10 @@ def test_a_world_model_to_go_on_from_must_have_the_configured_sizes(recordings, 
     larger = load_config(Pretraining, "tiny", ["model.transformer.num_hidden_layers=3"])
     with pytest.raises(ConfigError, match="sizes differ from the configured world model"):
         train_world_model(larger, recordings, tmp_path / "run", None, start=world)
+    fewer = config.model.tokenizer.model_copy(update={"dyn_fsq_levels": (3, 3)})
+    build_tokenizer(fewer).save_pretrained(tmp_path / "fewer")
+    with pytest.raises(ConfigError, match="other sizes than the one given with --tokenizer"):
+        train_world_model(config, recordings, tmp_path / "run", tmp_path / "fewer", start=world)
     assert not (tmp_path / "run").exists()
 
 

@@ -179,13 +179,12 @@ def _agreement(
 @torch.no_grad()
 def _through_tokenizer(engine: RolloutEngine, first: Tensor, frames: Tensor) -> Tensor:
     """What the tokenizer shows of frames [W,M,F,H,W,3] that follow the `first` [W,H,W,3]."""
-    shown = []
-    for given, group in zip(first, frames, strict=True):
-        start = given.expand(len(group), 1, *given.shape)
-        pixels = torch.cat([start, group], 1).permute(0, 1, 4, 2, 3).float() / 255
-        tokenizer = engine.world.tokenizer
-        out = tokenizer.detokenize(*tokenizer.tokenize(pixels.to(engine.device))).cpu()
-        shown.append((out.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2))
+    tokenizer, shown = engine.world.tokenizer, []
+    for given, group in zip(first, frames, strict=True):  # one clip, whose context is encoded once
+        clip = torch.cat([given[None], group.flatten(0, 1)]).permute(0, 3, 1, 2).float() / 255
+        out = tokenizer.detokenize(*tokenizer.tokenize(clip[None].to(engine.device)))[0]
+        pixels = (out.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+        shown.append(pixels.reshape(group.shape))
     return torch.stack(shown)
 
 

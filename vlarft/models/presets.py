@@ -52,13 +52,11 @@ def build_tokenizer(preset: str | TokenizerConfig, seed: int = 0) -> Tokenizer:
         return Tokenizer(config).eval()
 
 
-def build_transformer(
-    config: TransformerConfig, vocabulary: int, seed: int = 0
-) -> LlamaForCausalLM:
-    """Llama with random weights drawn from `seed` (normal, std 0.02)."""
+def llama_config(config: TransformerConfig, vocabulary: int) -> LlamaConfig:
+    """Configuration of the transformer for a vocabulary, whose last ids begin and end a text."""
     values: dict[str, Any] = config.model_dump(exclude={"rope_theta"})
     values["num_key_value_heads"] = config.num_key_value_heads or config.num_attention_heads
-    llama = LlamaConfig(
+    return LlamaConfig(
         **values,
         vocab_size=vocabulary,
         rms_norm_eps=1e-6,
@@ -67,6 +65,13 @@ def build_transformer(
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
     )
+
+
+def build_transformer(
+    config: TransformerConfig, vocabulary: int, seed: int = 0
+) -> LlamaForCausalLM:
+    """Llama with random weights drawn from `seed` (normal, std 0.02)."""
+    llama = llama_config(config, vocabulary)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer: LlamaForCausalLM = LlamaForCausalLM(llama).float().eval()

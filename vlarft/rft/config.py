@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlarft.config import Config
+from vlarft.schedule import Schedule
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -125,7 +126,7 @@ class OptimiserConfig(Config):
     """Learning rate of the Sigma Net."""
     warmup: Count = 10
     """Steps of linear warm-up of both rates: `(step + 1) / warmup`; 0 = none."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """Both rates after the warm-up: constant, or a cosine that falls to 2% at the run's end."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,

@@ -55,6 +55,7 @@ from vlarft.rft.parallel import ALONE, Ranks, own_rows
 from vlarft.rft.policy import TrainablePolicy, as_module, require_share, sample_options
 from vlarft.rft.randomness import generator_for, step_windows
 from vlarft.rft.rewards import action_scale
+from vlarft.schedule import rate_factor
 
 HALF_LOG_TWO_PI_E = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a Gaussian of sigma 1, nats
 MAY_CHANGE = {"steps", "checkpoint_interval", "sinks"}  # on resume: none of them changes a step
@@ -231,8 +232,10 @@ class Trainer:
             with _swapped(self.parameters, self.reference):
                 reference = [self._frozen_log_prob(observation, proposal, rows) for rows in mine]
 
+        settings = self.config.optimiser
+        factor = rate_factor(settings.schedule, self.step, self.config.steps, settings.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rates[group["name"]] * rate_factor(self.config, self.step)
+            group["lr"] = self.rates[group["name"]] * factor
         records: list[dict[str, float]] = []
         for number in range(objective.epochs * len(parts)):
             part = number % len(parts)
@@ -396,14 +399,6 @@ class Trainer:
         if self.reference is not None:
             self.reference = [weight.to(self.device) for weight in self.reference]
         self.noise_floor, self.step = state["noise_floor"], state["step"]
-
-
-def rate_factor(config: RFTConfig, step: int) -> float:
-    """What a step's learning rates are of the configured ones: warm-up, then the schedule."""
-    warm = min(1.0, (step + 1) / max(1, config.optimiser.warmup))
-    if config.optimiser.schedule == "constant":
-        return warm
-    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 @contextmanager

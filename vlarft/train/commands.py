@@ -18,8 +18,13 @@ from vlarft.eval.world_model import check_windows, evaluate_world_model
 from vlarft.files import write_json
 from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
 from vlarft.models.place_encoder import PlaceEncoderConfig, PlaceNetwork
-from vlarft.models.presets import WorldConfig, build_tokenizer, build_transformer
-from vlarft.models.tokenizer import Tokenizer
+from vlarft.models.presets import (
+    WorldConfig,
+    build_tokenizer,
+    build_transformer,
+    llama_config,
+)
+from vlarft.models.tokenizer import Tokenizer, TokenizerConfig
 from vlarft.models.vlm import VLMConfig, VLMEncoder
 from vlarft.models.world_model import WorldModel
 from vlarft.options import World
@@ -41,6 +46,17 @@ from vlarft.train.world_model import (
     tokenize_windows,
 )
 
+TRANSFORMER_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+    "rope_parameters",
+)
 WATCHED_WINDOWS = 32  # at most, imagined at each validation of the world model
 
 app = typer.Typer(
@@ -237,17 +253,13 @@ def train_tokenizer(
             "tokenizer_training.part = decoder trains the decoder of a trained tokenizer; name it "
             "with --start FOLDER"
         )
-    tokenizer = build_tokenizer(config.model.tokenizer, settings.seed)
-    if start is not None:
-        tokenizer = Tokenizer.from_pretrained(start)
-        if tokenizer.config != config.model.tokenizer:
-            raise ConfigError(
-                f"{start}: its config.json differs from the configured tokenizer; choose the "
-                "--config that it was trained with"
-            )
+    wanted = config.model.tokenizer
+    if start is None:
+        tokenizer = build_tokenizer(wanted, settings.seed)
+    else:
+        tokenizer = _started_tokenizer(start, wanted)
     training, validation = read_windows(data, config)
-    resolution = config.model.tokenizer.resolution
-    check_resolution((training, validation), resolution, "the configured tokenizer")
+    check_resolution((training, validation), wanted.resolution, "the configured tokenizer")
     model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
     origin = origin_of({"model": model}, "tokenizer_training", settings, training, validation)
     if start is not None:
@@ -293,8 +305,9 @@ def train_world_model(
     if folder is None:
         raise ConfigError("train world-model needs --tokenizer, --start or both")
     settings = config.world_model_training
-    earlier = None if start is None else _started_transformer(start, config)
-    tokenizer = Tokenizer.from_pretrained(folder).to(place)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    earlier = None if start is None else _started_transformer(start, config, tokenizer)
+    tokenizer.to(place)
     training, validation = read_windows(data, config)
     resolution = tokenizer.config.resolution
     check_resolution((training, validation), resolution, f"the tokenizer {folder}")
@@ -343,21 +356,41 @@ def train_world_model(
     return run / "world"
 
 
-def _started_transformer(folder: Path, config: Pretraining) -> LlamaForCausalLM:
-    """The transformer of a world model to go on from.
+def _started_tokenizer(folder: Path, wanted: TokenizerConfig) -> Tokenizer:
+    """The tokenizer to go on from.
 
     Raises:
         CheckpointError: the folder is damaged.
-        ConfigError: the world model has other sizes than wanted.
+        ConfigError: the tokenizer has other sizes than wanted.
+    """
+    tokenizer = Tokenizer.from_pretrained(folder)
+    if tokenizer.config != wanted:
+        raise ConfigError(
+            f"{folder}: its config.json differs from the configured tokenizer; choose the "
+            "--config that it was trained with"
+        )
+    return tokenizer
+
+
+def _started_transformer(
+    folder: Path, config: Pretraining, tokenizer: Tokenizer
+) -> LlamaForCausalLM:
+    """The transformer of a world model to go on from, with a tokenizer whose ids it knows.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+        ConfigError: the world model or its tokenizer has other sizes than wanted.
     """
     world = WorldModel.from_pretrained(folder)
-    wanted = config.model
-    ids = world.tokenizer.frame_codes + world.tokenizer.context_codes + wanted.bins + 2
-    sizes = build_transformer(wanted.transformer, ids, 0).state_dict()
-    found = world.transformer.state_dict()
-    if world.layout.frames != wanted.frames or {k: v.shape for k, v in found.items()} != {
-        k: v.shape for k, v in sizes.items()
-    }:
+    if world.tokenizer.config != tokenizer.config:
+        raise ConfigError(
+            f"{folder}: its tokenizer has other sizes than the one given with --tokenizer; give "
+            "one that was trained with --start from it, or none"
+        )
+    ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
+    wanted, found = llama_config(config.model.transformer, ids), world.transformer.config
+    differs = any(getattr(wanted, size) != getattr(found, size) for size in TRANSFORMER_SIZES)
+    if differs or world.layout.frames != config.model.frames:
         raise ConfigError(
             f"{folder}: its sizes differ from the configured world model; choose the --config that "
             "it was trained with"

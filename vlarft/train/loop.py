@@ -20,6 +20,7 @@ from vlarft.config import Config
 from vlarft.errors import BackendError, CheckpointError
 from vlarft.metrics import Metrics, MetricsFile
 from vlarft.progress import StepProgress
+from vlarft.schedule import Schedule, rate_factor
 from vlarft.stop import stop_request
 
 
@@ -31,7 +32,7 @@ class LoopConfig(Config):
     batch_size: int = 16  # windows a step
     learning_rate: float = 3e-4
     warmup_steps: int = 100  # linear, (step + 1) / warmup
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float = 1.0  # global norm, 0 turns it off
@@ -103,15 +104,6 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 def _step_seed(seed: int, step: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
-
-
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Rate of a step: linear warm-up that is never 0, then cosine to 2% or constant."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if config.schedule == "constant":
-        return config.learning_rate * warm
-    progress = min(1.0, step / max(1, config.steps))
-    return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +273,9 @@ class _Loop:
         """
         config, step = self.config, self.step
         self.task.model.train()
-        rate = learning_rate(config, step)
+        rate = config.learning_rate * rate_factor(
+            config.schedule, step, config.steps, config.warmup_steps
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(2**63 - 1 - _step_seed(config.seed, step))  # dropout draws from it

@@ -18,13 +18,16 @@ extern const Kernels kTable;
 namespace avx512_bf16 {
 extern const Kernels kTable;
 }
+namespace amx {
+extern const Kernels kTable;
+}
 #endif
 
 const Kernels& kernels(const std::string& name) {
   const std::string chosen = imagine::kernels(name).name;  // refuses what cannot run here
 #if defined(__x86_64__)
-  // Tiles are not used here: an AMX processor has the bfloat16 instructions, too.
-  if (chosen == "amx" || chosen == avx512_bf16::kTable.name) return avx512_bf16::kTable;
+  if (chosen == amx::kTable.name) return amx::kTable;
+  if (chosen == avx512_bf16::kTable.name) return avx512_bf16::kTable;
   if (chosen == avx512::kTable.name) return avx512::kTable;
   if (chosen == avx2::kTable.name) return avx2::kTable;
 #endif

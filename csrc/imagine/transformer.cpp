@@ -95,10 +95,18 @@ void Cache::write(int64_t layer, int64_t head, int64_t position, const float* ke
     }
     return;
   }
-  for (int64_t d = 0; d < dim_; ++d) {
-    put(key_panel, panel_index(d, position % kPanel, storage_), key[d], storage_);
-    put(value_tile, d / kPanel * stride + panel_index(position % kTile, d % kPanel, storage_),
-        value[d], storage_);
+  // Pairs of neighbouring k lie together: k is the dimension of keys and the position of values.
+  auto* const keys = reinterpret_cast<uint32_t*>(key_panel) + position % kPanel;
+  auto* const values =
+      reinterpret_cast<uint16_t*>(value_tile) + position % kTile / 2 * (2 * kPanel) + position % 2;
+  for (int64_t d = 0; d < dim_; d += 2) {
+    const uint32_t second = d + 1 < dim_ ? to_bf16(key[d + 1]) : 0;
+    keys[d / 2 * kPanel] = to_bf16(key[d]) | second << 16;
+  }
+  for (int64_t d = 0; d < dim_; d += kPanel) {
+    uint16_t* const to = values + d / kPanel * stride;
+    const int64_t here = std::min(kPanel, dim_ - d);
+    for (int64_t i = 0; i < here; ++i) to[2 * i] = to_bf16(value[d + i]);
   }
 }
 
@@ -150,6 +158,9 @@ Transformer::Transformer(const ModelConfig& config, const Tensors& tensors, cons
       kernels_(kernels),
       gemm_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16),
       gemm_kv_(config.storage == Storage::kFloat32 ? kernels.f32 : kernels.bf16_kv),
+      gemm_prompt_(config.storage != Storage::kFloat32 && config.head_dim % kBf16Depth == 0
+                       ? kernels.bf16
+                       : gemm_kv_),
       scales_(cache_scales(config, tensors)) {
   const auto tensor = [&](const std::string& name) { return tensor_named(tensors, name); };
   const auto rows_of = [](const float* data, int64_t rows, int64_t width) {
@@ -396,33 +407,33 @@ void Transformer::attend_block(int64_t layer, int64_t head, int64_t first, int64
   std::fill(sums, sums + count, 0.0F);
 
   // Queries [q, q + n) against one tile; valid(i) positions of it may be seen by query i.
-  const auto tile_step = [&](const Cache& cache, int64_t tile, int64_t q, int64_t n,
-                             int64_t positions, const auto& valid) {
-    const int64_t padded = round_up(positions, kPanel);
+  const auto tile_step = [&](const Gemm& gemm, const Cache& cache, int64_t tile, int64_t q,
+                             int64_t n, int64_t positions, const auto& valid) {
+    const int64_t padded = round_up(positions, &gemm == &gemm_kv_ ? kPanel : kBf16Depth);
     const std::byte* keys =
         cache.keys(layer, head) + tile * kTile * cache.key_depth() * element_bytes(config_.storage);
-    gemm_kv_.multiply(keys, cache.key_depth() * kPanel, cache.key_depth(),
-                      queries + q * kTileStride, query_tile, n, padded / kPanel,
-                      scores + q * kTileStride, kTileStride, false);
+    gemm.multiply(keys, cache.key_depth() * kPanel, cache.key_depth(), queries + q * kTileStride,
+                  query_tile, n, padded / kPanel, scores + q * kTileStride, kTileStride, false);
     for (int64_t i = q; i < q + n; ++i) {
       const float factor =
           kernels_.softmax_tile(scores + i * kTileStride, valid(i), padded, maxima + i, sums + i);
       if (factor != 1.0F) kernels_.scale(out + i * wide, factor, wide);
     }
     const float* shares = scores + q * kTileStride;
-    if (gemm_kv_.pairs) {
+    if (gemm.pairs) {
       auto* pairs = s.shares.as<float>() + q * kTileStride;
-      gemm_kv_.pack(shares, kTileStride, n, 0, padded, pairs, 0);
+      gemm.pack(shares, kTileStride, n, 0, padded, pairs, 0);
       shares = pairs;
     }
-    gemm_kv_.multiply(cache.values(layer, head, tile), cache.value_panel_stride(tile), padded,
-                      shares, 0, n, value_panels, out + q * wide, wide, true);
+    gemm.multiply(cache.values(layer, head, tile), cache.value_panel_stride(tile), padded, shares,
+                  0, n, value_panels, out + q * wide, wide, true);
   };
 
   const Row& leader = pass.rows[static_cast<size_t>(pass.tokens[static_cast<size_t>(first)].row)];
   for (int64_t tile = 0; tile * kTile < leader.prefix_length; ++tile) {
     const int64_t positions = std::min(kTile, leader.prefix_length - tile * kTile);
-    tile_step(*leader.prefix, tile, 0, count, positions, [&](int64_t) { return positions; });
+    tile_step(gemm_prompt_, *leader.prefix, tile, 0, count, positions,
+              [&](int64_t) { return positions; });
   }
   for (int64_t t = first; t < end;) {
     const int64_t row = pass.tokens[static_cast<size_t>(t)].row;
@@ -432,10 +443,11 @@ void Transformer::attend_block(int64_t layer, int64_t head, int64_t first, int64
     const int64_t length = pass.tokens[static_cast<size_t>(stop - 1)].place + 1;
     for (int64_t tile = 0; tile * kTile < length; ++tile) {
       const int64_t positions = std::min(kTile, length - tile * kTile);
-      tile_step(own, tile, (t - first) * groups, (stop - t) * groups, positions, [&](int64_t i) {
-        const Token& token = pass.tokens[static_cast<size_t>(first + i / groups)];
-        return std::min(positions, token.place + 1 - tile * kTile);
-      });
+      tile_step(gemm_kv_, own, tile, (t - first) * groups, (stop - t) * groups, positions,
+                [&](int64_t i) {
+                  const Token& token = pass.tokens[static_cast<size_t>(first + i / groups)];
+                  return std::min(positions, token.place + 1 - tile * kTile);
+                });
     }
     t = stop;
   }

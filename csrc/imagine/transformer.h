@@ -103,8 +103,9 @@ class Transformer {
 
   ModelConfig config_;
   const Kernels& kernels_;
-  const Gemm& gemm_;     // weights
-  const Gemm& gemm_kv_;  // cache
+  const Gemm& gemm_;         // weights
+  const Gemm& gemm_kv_;      // cache
+  const Gemm& gemm_prompt_;  // a prompt's cache, which a whole group reads
   std::vector<Layer> layers_;
   std::unique_ptr<Matrix> head_;
   Buffer embedding_, norms_, cos_, sin_;

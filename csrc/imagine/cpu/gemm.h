@@ -318,14 +318,6 @@ static inline void pack_floats(const float* x, int64_t x_stride, int64_t m, int6
   }
 }
 
-// Round to nearest, ties to even; a NaN stays a NaN.
-VLARFT_INLINE uint32_t bf16_bits(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16;
-  return (bits & 0x7FFFFFFFU) > 0x7F800000U ? (bits >> 16) | 0x40U : rounded;
-}
-
 static inline void pack_pairs(const float* x, int64_t x_stride, int64_t m, int64_t first, int64_t n,
                               void* packed, int64_t tile_stride) {
   auto* out = static_cast<uint32_t*>(packed);
@@ -336,10 +328,21 @@ static inline void pack_pairs(const float* x, int64_t x_stride, int64_t m, int64
       uint32_t* to = out + unit / kTile * tile_stride + r * kTileStride + unit % kTile;
       const float* pair = from + 2 * unit - first;
       const int64_t whole = least(room, (first + n) / 2 - unit);
-      for (int64_t i = 0; i < whole; ++i) {
-        to[i] = bf16_bits(pair[2 * i]) | (bf16_bits(pair[2 * i + 1]) << 16);
+      int64_t i = 0;
+#if defined(__AVX512BF16__)
+      for (; i + 16 <= whole; i += 16) {
+        const __m512bh units = _mm512_cvtne2ps_pbh(load(pair + 2 * i + 16), load(pair + 2 * i));
+        __builtin_memcpy(to + i, &units, sizeof units);
       }
-      if (whole < room) to[whole] = bf16_bits(pair[2 * whole]);
+      for (; i + 8 <= whole; i += 8) {
+        const __m256bh units = _mm512_cvtneps_pbh(load(pair + 2 * i));
+        __builtin_memcpy(to + i, &units, sizeof units);
+      }
+#endif
+      for (; i < whole; ++i) {
+        to[i] = to_bf16(pair[2 * i]) | uint32_t{to_bf16(pair[2 * i + 1])} << 16;
+      }
+      if (whole < room) to[whole] = to_bf16(pair[2 * whole]);
       unit += room;
     }
   }

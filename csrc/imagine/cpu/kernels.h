@@ -75,7 +75,21 @@ const Kernels& kernels(const std::string& forced);  // empty: the fastest
 std::vector<std::string> built_kernels();     // best first
 std::vector<std::string> runnable_kernels();  // best first
 
-float from_bf16(uint16_t bits);
-uint16_t to_bf16(float x);
+// Internal linkage: a copy compiled with wide instructions must not replace the generic one.
+// Round to nearest, ties to even; a NaN stays a NaN.
+static inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16;
+  const uint32_t nan = (bits >> 16) | 0x40U;
+  return static_cast<uint16_t>((bits & 0x7FFFFFFFU) > 0x7F800000U ? nan : rounded);
+}
+
+static inline float from_bf16(uint16_t bits) {
+  const uint32_t wide = uint32_t{bits} << 16;
+  float x;
+  __builtin_memcpy(&x, &wide, sizeof x);
+  return x;
+}
 
 }  // namespace vlarft::imagine

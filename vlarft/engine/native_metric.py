@@ -8,13 +8,14 @@ compared at once leave theirs in kept ones, as fresh memory costs as much as a l
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
 from vlarft import _native
 from vlarft.engine.native_layers import pack
-from vlarft.engine.plan import FRAMES_TOGETHER
+from vlarft.engine.plan import frames_together
 from vlarft.engine.team import Team
 from vlarft.models.lpips import LPIPS
 
@@ -55,17 +56,25 @@ class NativeLPIPS:
         self._team = team
         self._layers: list[tuple[_ConvolutionRelu | _Plain, bool]] = []  # and whether it is a tap
         layers = list(lpips.features_net)
+        area = 1  # pixels of the image that a pixel of this layer stands for
+        density: list[float] = []  # floats of every tap for a pixel of the image
         for i, layer in enumerate(layers):
+            area *= _stride(layer) ** 2
             relu = i + 1 < len(layers) and isinstance(layers[i + 1], nn.ReLU)
             tap = i + int(relu) in lpips.taps
             if relu and isinstance(layer, nn.Conv2d) and _plain_3x3(layer):
                 self._layers.append((_ConvolutionRelu(layer, team), tap))
             elif not isinstance(layer, nn.ReLU):  # a ReLU went with its convolution
                 self._layers.append((_Plain(layer, relu), tap))
+            else:
+                continue
+            if tap:
+                density.append(lpips.lins[len(density)].numel() / area)
         self._weights = [w.detach().float().contiguous() for w in lpips.lins]
         # (2 x - 1 - shift) / scale
         self._factor = 2 / lpips.scale
         self._summand = -(1 + lpips.shift) / lpips.scale
+        self._widest, self._maps_size = max(density), sum(density) + 3  # ... and with the image
         self._spare = [torch.empty(0), torch.empty(0)]  # of activations that are not kept
         self._kept: list[Tensor] = []  # feature maps of frames that are compared at once
 
@@ -75,8 +84,7 @@ class NativeLPIPS:
 
     def _maps(self, images: Tensor, levels: list[Tensor]) -> list[Tensor]:
         """Feature maps [B,h,w,C] of every tap, in `levels` where these have the right shape."""
-        first = 4 * 64 * images.shape[2] * images.shape[3]  # bytes of one image's first map
-        chunk = max(1, _CHUNK_BYTES // first)
+        chunk = max(1, _CHUNK_BYTES // _bytes(self._widest, images))
         for at in range(0, len(images), chunk):
             self._some(images[at : at + chunk], len(images), at, levels)
         return levels
@@ -113,8 +121,9 @@ class NativeLPIPS:
         """See `vlarft.engine.accelerated.PairMetric`."""
         image = torch.arange(len(pixels)) if image is None else image
         near, far = torch.empty(len(image)), torch.empty(len(image))
-        for first in range(0, len(pixels), FRAMES_TOGETHER):
-            some = pixels[first : first + FRAMES_TOGETHER]
+        together = frames_together(_bytes(self._maps_size, pixels))
+        for first in range(0, len(pixels), together):
+            some = pixels[first : first + together]
             levels = self._maps(some, self._kept)
             maps = [level[: len(some)].flatten(1, 2) for level in levels]
             here = ((image >= first) & (image < first + len(some))).nonzero()[:, 0]
@@ -142,6 +151,16 @@ class NativeLPIPS:
         for x, y, weight in zip(images[1], reference[1], self._weights, strict=True):
             _native.perceptual(workers, x, y, weight, image, target, far)
         return near, far.masked_fill_(near == 0, 0.0)
+
+
+def _stride(layer: nn.Module) -> int:
+    stride = getattr(layer, "stride", 1)
+    return int(stride[0] if isinstance(stride, tuple) else stride)
+
+
+def _bytes(density: float, images: Tensor) -> int:
+    """Of so many floats for every pixel of an image."""
+    return math.ceil(4 * density * images.shape[2] * images.shape[3])
 
 
 def _plain_3x3(conv: nn.Conv2d) -> bool:

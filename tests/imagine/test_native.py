@@ -118,15 +118,17 @@ def test_greedy_equals_transformers(options, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 300])
-def test_cached_logits_equal_the_uncached_forward(dtype, length):
+@pytest.mark.parametrize("head_dim", [12, 32])  # 32 fills the tiles of AMX
+def test_cached_logits_equal_the_uncached_forward(dtype, length, head_dim):
     """At every step, across the borders of a 256-position tile, whatever the chunk."""
-    model = llama(4, initializer_range=0.05)
+    model = llama(4, initializer_range=0.05, head_dim=head_dim)
     prompt, ids = random_ids(2, length, seed=1), random_ids(2, 2, 90, seed=2)
     native = generator_of(model, dtype)
     prompts = native.prefill(prompt)
     truth = uncached_logits(model, prompt, ids)
     whole = native.score(prompts, ids, chunk=90)
-    honest = uncached_logits(llama(4, initializer_range=0.05).to(dtype), prompt, ids).float()
+    rounded = llama(4, initializer_range=0.05, head_dim=head_dim).to(dtype)
+    honest = uncached_logits(rounded, prompt, ids).float()
     # float32: rounding; bfloat16: no worse than twice what plain PyTorch loses.
     limit = 2e-5 if dtype == torch.float32 else 2 * (honest - truth).abs().max()
     assert (whole - truth).abs().max() <= limit
@@ -233,10 +235,11 @@ def test_tokens_never_depend_on_how_they_are_computed():
         generator_of(llama(6, num_attention_heads=6, num_key_value_heads=3, head_dim=6)),
         generator_of(llama(7), torch.bfloat16),
         generator_of(llama(7, num_key_value_heads=1), torch.bfloat16, torch.float8_e4m3fn),
+        generator_of(llama(7, head_dim=32), torch.bfloat16),  # fills the tiles of AMX
     ]
     for seed in range(CASES):
         rng, prompt, actions, tokens_a_frame, settings = _case(seed)
-        native = models[seed % 3]
+        native = models[seed % len(models)]
         prompts = native.prefill(prompt)
         torch.set_num_threads(1)
         expected, _ = native.imagine(prompts, actions, tokens_a_frame, settings)

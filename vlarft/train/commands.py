@@ -24,7 +24,7 @@ from vlarft.models.presets import (
     build_transformer,
     llama_config,
 )
-from vlarft.models.tokenizer import Tokenizer, TokenizerConfig
+from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.vlm import VLMConfig, VLMEncoder
 from vlarft.models.world_model import WorldModel
 from vlarft.options import World
@@ -257,7 +257,8 @@ def train_tokenizer(
     if start is None:
         tokenizer = build_tokenizer(wanted, settings.seed)
     else:
-        tokenizer = _started_tokenizer(start, wanted)
+        tokenizer = Tokenizer.from_pretrained(start)
+        _check_started(start, tokenizer.config, wanted, "tokenizer")
     training, validation = read_windows(data, config)
     check_resolution((training, validation), wanted.resolution, "the configured tokenizer")
     model = config.model.model_dump(mode="json", include={"tokenizer", "frames"})
@@ -354,22 +355,6 @@ def train_world_model(
     world.save_pretrained(run / "world")
     finish_run(run, "world model", settings, result, origin)
     return run / "world"
-
-
-def _started_tokenizer(folder: Path, wanted: TokenizerConfig) -> Tokenizer:
-    """The tokenizer to go on from.
-
-    Raises:
-        CheckpointError: the folder is damaged.
-        ConfigError: the tokenizer has other sizes than wanted.
-    """
-    tokenizer = Tokenizer.from_pretrained(folder)
-    if tokenizer.config != wanted:
-        raise ConfigError(
-            f"{folder}: its config.json differs from the configured tokenizer; choose the "
-            "--config that it was trained with"
-        )
-    return tokenizer
 
 
 def _started_transformer(
@@ -508,7 +493,8 @@ def train_policy(
         statistics = compute_statistics(training.episodes)
         policy = build_policy(sizes, statistics, settings.seed, encoder, network).to(place)
     else:
-        policy = _started(start, sizes).to(place)
+        policy = FlowPolicy.from_pretrained(start).to(place)
+        _check_started(start, policy.config, sizes, "policy")
         origin.data["start"] = weights_fingerprint(policy)
     open_run(run, resume, origin, config)
     task = PolicyTask(policy, settings, training, validation)
@@ -519,20 +505,17 @@ def train_policy(
     return run / "policy"
 
 
-def _started(folder: Path, wanted: FlowPolicyConfig) -> FlowPolicy:
-    """A policy to go on from.
+def _check_started(folder: Path, found: Config, wanted: Config, what: str) -> None:
+    """Refuse a model to go on from that has other sizes than wanted.
 
     Raises:
-        CheckpointError: the folder is damaged.
-        ConfigError: the policy has other sizes than wanted.
+        ConfigError: they differ.
     """
-    policy = FlowPolicy.from_pretrained(folder)
-    if policy.config != wanted:
+    if found != wanted:
         raise ConfigError(
-            f"{folder}: its config.json differs from the configured policy; choose the --config "
+            f"{folder}: its config.json differs from the configured {what}; choose the --config "
             "that it was trained with"
         )
-    return policy
 
 
 def _pretrained_vlm(wanted: FlowPolicyConfig, folder: Path | None) -> VLMEncoder | None:

@@ -1,4 +1,5 @@
-// Products of weights with AMX tiles. Everything else is that of avx512_bf16.
+// Products of weights, and of a group with its prompt, with AMX tiles. Everything else is that of
+// avx512_bf16.
 #define VLARFT_ISA amx
 #include "imagine/cpu/elementwise.h"
 #include "imagine/cpu/gemm.h"

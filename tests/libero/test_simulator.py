@@ -72,6 +72,18 @@ def test_pictures(simulator):
         simulator.draw("front")
 
 
+def test_pictures_of_moving_things_are_those_of_the_whole_scene(simulator):
+    """The arm moves, then an object goes with it; `set_look` has everything drawn anew."""
+    rollout = play_expert(simulator, simulator.initial_states()[1], np.random.default_rng(3))
+    simulator.set_look({}, [0])
+    for state in rollout.states[::9]:
+        simulator.set_state(state)
+        layered = {camera: simulator.draw(camera) for camera in ("agentview", "frontview")}
+        simulator.set_look({}, [0])
+        for camera, picture in layered.items():
+            np.testing.assert_array_equal(picture, simulator.draw(camera))
+
+
 def test_a_branch_does_what_the_recording_did(simulator):
     """A closing gripper and a turning arm: what a state does not hold is restored."""
     rollout = play_expert(simulator, simulator.initial_states()[1], np.random.default_rng(3))

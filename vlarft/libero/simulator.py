@@ -20,6 +20,7 @@ from vlarft.errors import BackendError, DataError, SimulatorError
 from vlarft.libero import film
 from vlarft.libero.appearance import Appearance
 from vlarft.libero.geometry import body_points
+from vlarft.libero.layers import LayeredPictures
 from vlarft.libero.scene import SETTLE_STEPS, STILL, Float32Array, Float64Array, UInt8Array
 
 SUPERSAMPLING = 2  # cheaper than multisampling when a CPU draws
@@ -58,7 +59,7 @@ class Simulator:
             )
             self._env.reset()
         self._suite, self._task_id = suite, task_id
-        self._drawing = False
+        self._pictures: LayeredPictures | None = None
         self._film: film.Film | None = None
         self._film_camera = ""
         model = self._env.sim.model
@@ -150,8 +151,9 @@ class Simulator:
             after: numbers of actions after which one is taken, increasing, 1 to T.
 
         Returns:
-            `frames` uint8 [len(after), H, W, 3] in LIBERO's raw rows, and after the last action
-            `position` of the grip and `target` as in `sense`, and whether the task is `solved`.
+            `frames` uint8 [len(after), H, W, 3] in LIBERO's raw rows, `states` [T+1, S] before,
+            between and after the actions, and after the last one `position` of the grip and
+            `target` as in `sense`, and whether the task is `solved`.
         """
         self._env.sim.reset()  # forces and warm starts of what was done before
         self.set_state(state)
@@ -159,9 +161,10 @@ class Simulator:
         robot.controller.update(force=True)
         robot.controller.reset_goal()
         robot.gripper.current_action = self._gripper_command(gripper)
-        frames, solved = [], False
+        frames, states, solved = [], [self.state()], False
         for count, action in enumerate(actions, start=1):
             solved = self.step(action)
+            states.append(self.state())
             if count in after:
                 self._env.sim.forward()  # a step leaves positions one substep behind
                 frames.append(self.draw(camera))
@@ -169,6 +172,7 @@ class Simulator:
         sensed = self.sense()
         return {
             "frames": np.array(frames),
+            "states": np.array(states),
             "position": sensed["position"],
             "target": sensed["target"],
             "solved": solved,
@@ -234,6 +238,8 @@ class Simulator:
 
         self._appearance.change(amounts, np.random.default_rng(seed))
         mujoco.mj_camlight(self._env.sim.model._model, self._env.sim.data._data)
+        if self._pictures:
+            self._pictures.forget()
 
     def start_film(self, path: str, camera: str) -> None:
         """Film every step from now on into an .mp4.
@@ -252,10 +258,8 @@ class Simulator:
     def _picture(self, camera: str, size: int) -> UInt8Array:
         if camera not in self.cameras:
             raise DataError(f"no camera '{camera}'; allowed: {', '.join(self.cameras)}")
-        self._prepare_drawing()
         k = SUPERSAMPLING
-        self._env.sim._render_context_offscreen.gl_ctx.make_current()
-        large = self._env.sim.render(width=size * k, height=size * k, camera_name=camera)
+        large = self._drawn().draw(self._env.sim.model.camera_name2id(camera), size * k)
         total = large.reshape(size, k, size, k, 3).astype(np.uint16).sum((1, 3))
         frame: UInt8Array = ((total + k * k // 2) // (k * k)).astype(np.uint8)
         return frame
@@ -273,9 +277,9 @@ class Simulator:
             "joint_states": np.asarray(observed["robot0_joint_pos"], np.float64),
         }
 
-    def _prepare_drawing(self) -> None:
-        if self._drawing:
-            return
+    def _drawn(self) -> LayeredPictures:
+        if self._pictures:
+            return self._pictures
         from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
         visual = self._env.sim.model._model.vis
@@ -294,7 +298,8 @@ class Simulator:
             del sim.forward
         # Visual meshes, not collision shapes.
         context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1
-        self._drawing = True
+        self._pictures = LayeredPictures(sim.model._model, sim.data._data, context)
+        return self._pictures
 
     def close(self) -> None:
         """Free the simulator."""

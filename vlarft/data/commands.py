@@ -1,4 +1,4 @@
-"""`vlarft data inspect|subset|render|stats`."""
+"""`vlarft data inspect|subset|render|scenes|branch|stats`."""
 
 import contextlib
 import sys
@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vlarft.data.branches import branch_files
 from vlarft.data.inspect import inspect_files, inspection_table
 from vlarft.data.libero import ACTION_NAMES, SPLITS, Split, find_files, read_episodes
 from vlarft.data.render import render_files
@@ -104,7 +105,7 @@ def render_command(
 ) -> None:
     """Draw recorded simulator states (NAME_states.hdf5 to NAME_demo.hdf5); needs vlarft[libero].
 
-    Software rendering takes about 0.1 s a picture at any size. Files that exist are kept.
+    Software rendering takes up to 0.1 s a picture at any size. Files that exist are kept.
 
     Example: vlarft data render recordings/libero_object --out rendered/libero_object --jobs 2
     """
@@ -148,16 +149,8 @@ def scenes_command(
 
     Example: vlarft data scenes rendered/libero_object --out scenes/libero_object --jobs 2
     """
-    sources = find_files(paths)
-    stems = [source.stem.removesuffix("_states").removesuffix("_demo") for source in sources]
-    targets = [out / f"{stem}_scenes.hdf5" for stem in stems]
-    if len(set(targets)) < len(targets):
-        raise DataError(f"{out}: two source files have one name; draw them into two folders")
-    work = [
-        (source, target)
-        for source, target in zip(sources, targets, strict=True)
-        if overwrite or not target.exists()
-    ]
+    pairs = _targets(find_files(paths), out, "scenes")
+    work = [pair for pair in pairs if overwrite or not pair[1].exists()]
     with episodes_progress() as show:
         draw_scenes(
             work,
@@ -168,14 +161,46 @@ def scenes_command(
             python=python,
             progress=lambda file, done, total: show(file, "scenes", done, total),
         )
-    drawn = {target for _, target in work}
-    rows = [
-        {"file": str(target), "kept": False, "scenes": count}
-        if target in drawn
-        else {"file": str(target), "kept": True}
-        for target in targets
-    ]
-    _result(rows, json_file, lambda: _scenes_table(rows))
+    rows = _made(pairs, work, "scenes", count)
+    _result(rows, json_file, lambda: _count_table(rows, "scenes"))
+
+
+@app.command("branch")
+def branch_command(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    count: Annotated[int, typer.Option(help="Branches of each task.")] = 400,
+    each: Annotated[int, typer.Option(help="Branches from one recorded state.")] = 4,
+    length: Annotated[int, typer.Option(help="Actions of a branch.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    jobs: Jobs = 1,
+    python: Python = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Execute changed actions from recorded states: what a world model should know besides.
+
+    Short episodes of simulator states, to be drawn by `vlarft data render` and given to
+    `vlarft train world-model` beside the recordings. Needs vlarft[libero]. Files that exist are
+    kept.
+
+    Example: vlarft data branch recordings/libero_object --out branches --jobs 2
+    """
+    pairs = _targets(find_files(paths), out, "states")
+    work = [pair for pair in pairs if overwrite or not pair[1].exists()]
+    with episodes_progress() as show:
+        branch_files(
+            work,
+            count,
+            each,
+            length,
+            seed=seed,
+            jobs=jobs,
+            python=python,
+            progress=lambda file, done, total: show(file, "branches", done, total),
+        )
+    rows = _made(pairs, work, "branches", count)
+    _result(rows, json_file, lambda: _count_table(rows, "branches"))
 
 
 @app.command("stats")
@@ -284,13 +309,35 @@ def _render_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _scenes_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="scenes")
+def _targets(sources: list[Path], out: Path, ending: str) -> list[tuple[Path, Path]]:
+    """Pairs of source and NAME_ENDING.hdf5."""
+    stems = [source.stem.removesuffix("_states").removesuffix("_demo") for source in sources]
+    if len(set(stems)) < len(stems):
+        raise DataError(f"{out}: two source files have one name; use two folders")
+    return [
+        (source, out / f"{stem}_{ending}.hdf5") for source, stem in zip(sources, stems, strict=True)
+    ]
+
+
+def _made(
+    pairs: list[tuple[Path, Path]], work: list[tuple[Path, Path]], what: str, count: int
+) -> list[dict[str, Any]]:
+    """A row a file: made now, or kept."""
+    return [
+        {"file": str(pair[1]), "kept": False, what: count}
+        if pair in work
+        else {"file": str(pair[1]), "kept": True}
+        for pair in pairs
+    ]
+
+
+def _count_table(rows: list[dict[str, Any]], what: str) -> Table:
+    table = Table(title=what)
     table.add_column("file", overflow="fold")
-    table.add_column("scenes", justify="right")
+    table.add_column(what, justify="right")
     for row in rows:
-        scenes = "exists, kept" if row["kept"] else str(row["scenes"])
-        table.add_row(Path(row["file"]).name, scenes)
+        made = "exists, kept" if row["kept"] else str(row[what])
+        table.add_row(Path(row["file"]).name, made)
     return table
 
 

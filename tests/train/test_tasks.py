@@ -231,6 +231,20 @@ def test_a_world_model_goes_on_from_another_one(recordings, tmp_path):
     assert not torch.equal(a["lm_head.weight"], c["lm_head.weight"])
 
 
+def test_action_bins_span_the_earlier_range_too(recordings, tmp_path):
+    config = load_config(Pretraining, "tiny")
+    build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")
+    first = train_world_model(config, recordings, tmp_path / "a", tmp_path / "tokenizer")
+    layout = json.loads((first / "layout.json").read_text())
+    low, high = layout["action_low"][1], layout["action_high"][1]
+    layout["action_low"][0], layout["action_high"][1] = -3.0, low + (high - low) / 2
+    (first / "layout.json").write_text(json.dumps(layout))
+    second = train_world_model(config, recordings, tmp_path / "b", None, start=first)
+    found = WorldModel.from_pretrained(second).layout
+    assert found.action_low == tuple(layout["action_low"])  # wider before
+    assert found.action_high[1] == high  # wider now
+
+
 def test_a_world_model_to_go_on_from_must_have_the_configured_sizes(recordings, tmp_path):
     config = load_config(Pretraining, "tiny")
     build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from vlarft.checkpoint import weights_fingerprint
 from vlarft.config import Config, dump_config, load_config
@@ -287,12 +286,13 @@ def train_world_model(
 
     Args:
         config: sizes and recipe.
-        data: recordings; their actions' range becomes the range of the action bins.
+        data: recordings; their actions' range becomes that of the action bins, and spans the
+            earlier one with `start`.
         run: run folder.
         tokenizer_folder: a trained tokenizer; None is that of `start`.
         resume: go on from the newest checkpoint.
         device: cpu or cuda.
-        start: folder of a world model whose transformer to go on from.
+        start: folder of a world model to go on from.
 
     Raises:
         BackendError, CheckpointError, ConfigError, DataError: one line each, before anything is
@@ -307,7 +307,7 @@ def train_world_model(
         raise ConfigError("train world-model needs --tokenizer, --start or both")
     settings = config.world_model_training
     tokenizer = Tokenizer.from_pretrained(folder)
-    earlier = None if start is None else _started_transformer(start, config, tokenizer)
+    earlier = None if start is None else _started_world(start, config, tokenizer)
     tokenizer.to(place)
     training, validation = read_windows(data, config)
     resolution = tokenizer.config.resolution
@@ -317,20 +317,28 @@ def train_world_model(
     origin = origin_of({"model": model}, "world_model_training", settings, training, validation)
     origin.data["tokenizer"] = weights_fingerprint(tokenizer)
     if earlier is not None:
-        origin.data["start"] = weights_fingerprint(earlier)
+        origin.data["start"] = weights_fingerprint(earlier.transformer)
     open_run(run, resume, origin, config)
     statistics = compute_statistics(training.episodes)
+    low, high = (*statistics.action_min[:-1], -1.0), (*statistics.action_max[:-1], 1.0)
+    if earlier is not None:  # so that bins mean what they meant where the range has not grown
+        low = tuple(map(min, low, earlier.layout.action_low))
+        high = tuple(map(max, high, earlier.layout.action_high))
     layout = Layout(
         frames=config.model.frames,
         bins=config.model.bins,
-        action_low=(*statistics.action_min[:-1], -1.0),
-        action_high=(*statistics.action_max[:-1], 1.0),
+        action_low=low,
+        action_high=high,
         orientation=statistics.orientation,
         statistics=statistics,
         provenance={"training": settings.model_dump(mode="json")},
     )
     ids = tokenizer.frame_codes + tokenizer.context_codes + config.model.bins + 2
-    transformer = earlier or build_transformer(config.model.transformer, ids, settings.seed)
+    transformer = (
+        earlier.transformer
+        if earlier
+        else build_transformer(config.model.transformer, ids, settings.seed)
+    )
     world = WorldModel(tokenizer, transformer, layout)
     if earlier is None:
         world.structure_embeddings(settings.seed)
@@ -357,10 +365,8 @@ def train_world_model(
     return run / "world"
 
 
-def _started_transformer(
-    folder: Path, config: Pretraining, tokenizer: Tokenizer
-) -> LlamaForCausalLM:
-    """The transformer of a world model to go on from, with a tokenizer whose ids it knows.
+def _started_world(folder: Path, config: Pretraining, tokenizer: Tokenizer) -> WorldModel:
+    """The world model to go on from; its transformer knows the ids of a tokenizer.
 
     Raises:
         CheckpointError: the folder is damaged.
@@ -380,7 +386,7 @@ def _started_transformer(
             f"{folder}: its sizes differ from the configured world model; choose the --config that "
             "it was trained with"
         )
-    return world.transformer
+    return world
 
 
 def _tokenise(tokenizer: Tokenizer, training: Windows, stride: int) -> TokenizedWindows:

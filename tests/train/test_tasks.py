@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,7 @@ from vlarft.models.world_model import WorldModel
 from vlarft.train.adversary import Adversary
 from vlarft.train.commands import (
     Pretraining,
+    every,
     train_policy,
     train_tokenizer,
     train_world_model,
@@ -243,6 +245,21 @@ def test_action_bins_span_the_earlier_range_too(recordings, tmp_path):
     found = WorldModel.from_pretrained(second).layout
     assert found.action_low == tuple(layout["action_low"])  # wider before
     assert found.action_high[1] == high  # wider now
+
+
+def test_a_stride_leaves_no_episode_out():
+    episodes = read_episodes("vlarft/assets/demos/libero_object_64", limit=1)[:2]
+    short = replace(
+        episodes[0],
+        frames=episodes[0].frames[:9],
+        actions=episodes[0].actions[:8],
+        proprioception=episodes[0].proprioception[:9],
+    )
+    windows = Windows([short, episodes[0], short, short, episodes[1]])
+    chosen = every(windows, 4)
+    assert windows.episode[chosen].unique().tolist() == [0, 1, 2, 3, 4]
+    starts = windows.start[chosen][windows.episode[chosen] == 1]
+    assert starts.tolist() == list(range(0, episodes[0].steps - 7, 4))
 
 
 def test_a_world_model_to_go_on_from_must_have_the_configured_sizes(recordings, tmp_path):

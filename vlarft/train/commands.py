@@ -391,9 +391,15 @@ def _started_world(folder: Path, config: Pretraining, tokenizer: Tokenizer) -> W
 
 def _tokenise(tokenizer: Tokenizer, training: Windows, stride: int) -> TokenizedWindows:
     with progress_bar("tokenising") as progress:
-        return tokenize_windows(
-            tokenizer, training, torch.arange(0, len(training), stride), progress=progress
-        )
+        return tokenize_windows(tokenizer, training, every(training, stride), progress=progress)
+
+
+def every(windows: Windows, stride: int) -> Tensor:
+    """Numbers of the windows at every n-th start of each episode, its first one always.
+
+    An episode as long as a window, as `vlarft data branch` makes them, is never left out.
+    """
+    return (windows.start % stride == 0).nonzero().flatten()
 
 
 def watched_windows(validation: Windows) -> Tensor:

@@ -28,7 +28,7 @@ from vlarft.train.loop import LoopConfig, autocast
 class WorldModelTraining(LoopConfig):
     """Data and regularisation of the transformer."""
 
-    window_stride: int = 1  # use every n-th window start
+    window_stride: int = 1  # use every n-th window start of each episode
     token_noise: float = 0.0  # share of input frame codes replaced at random, against drift
     dropout: float = 0.0  # of attention weights
 

@@ -10,7 +10,7 @@ from tests.data.test_render import META, STATE, PaintedSimulator
 from vlarft.data import branches
 from vlarft.data.branches import branch_files, changed, spread_of
 from vlarft.data.libero import read_floats
-from vlarft.errors import ConfigError, SimulatorError
+from vlarft.errors import ConfigError, DataError, SimulatorError
 
 LENGTH = 4
 
@@ -130,3 +130,8 @@ def test_nothing_is_left_of_a_failure(recording, tmp_path, monkeypatch):
 def test_numbers_are_checked(recording, tmp_path, name, given):
     with pytest.raises(ConfigError, match=rf"--{name} {given}; allowed: 1 or more"):
         branch_files([(recording, tmp_path / "b.hdf5")], **{name: given})
+
+
+def test_branches_longer_than_any_episode_are_refused(recording, tmp_path):
+    with pytest.raises(DataError, match=r"--length 13, but the longest episode has 12 actions$"):
+        branch_files([(recording, tmp_path / "b.hdf5")], length=13)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vlarft.data.libero import Split, episode_names, episode_split, open_libero, read_floats
 from vlarft.data.render import StateFile, check_source
-from vlarft.errors import ConfigError, SimulatorError
+from vlarft.errors import ConfigError, DataError, SimulatorError
 from vlarft.libero.parallel import run_by_task
 from vlarft.libero.remote import RemoteSimulator, ask
 from vlarft.libero.scene import Float32Array, Float64Array
@@ -83,7 +83,7 @@ def branch_files(
 
     Raises:
         ConfigError: `count`, `each` or `length` is less than 1.
-        DataError: a source is damaged. All are checked first.
+        DataError: a source is damaged, or has no episode of `length` actions. All are checked first.
         BackendError: LIBERO is not available.
         SimulatorError: a simulator failed; complete files are kept.
     """
@@ -94,6 +94,12 @@ def branch_files(
     if not files:
         return
     recorded = [_read(file.source) for file in files]
+    for file, episodes in zip(files, recorded, strict=True):
+        longest = max(len(e.actions) for e in episodes)
+        if longest < length:
+            raise DataError(
+                f"{file.source}: --length {length}, but the longest episode has {longest} actions"
+            )
     spread = spread_of(np.concatenate([e.actions for task in recorded for e in task]))
     ask("versions", python)
 

@@ -83,7 +83,8 @@ def branch_files(
 
     Raises:
         ConfigError: `count`, `each` or `length` is less than 1.
-        DataError: a source is damaged, or has no episode of `length` actions. All are checked first.
+        DataError: a source is damaged, or all its episodes are shorter than `length`. All are
+            checked first.
         BackendError: LIBERO is not available.
         SimulatorError: a simulator failed; complete files are kept.
     """

@@ -52,6 +52,8 @@ def scene():
         geom_group=np.array([1] * (GEOMS - 1) + [0]),
         geom_matid=np.array([0, 0, -1, -1, 1, 1]),
         geom_type=np.full(GEOMS, MESH),
+        geom_dataid=np.arange(GEOMS),
+        mesh_facenum=np.array([10, 10, 10, 10, 40, 1000]),
         geom_rgba=np.ones((GEOMS, 4)),
         mat_rgba=np.ones((2, 4)),
         mat_reflectance=np.array([0.5, 0.0]),  # of a mesh: no mirror
@@ -94,6 +96,20 @@ def test_what_stands_still_is_not_drawn_again(scene):
     assert context.drawn == 1
     assert model.geom_group.tolist() == [1] * (GEOMS - 1) + [0]
     assert context.vopt.sitegroup.all()
+
+
+def test_what_has_come_to_rest_is_drawn_once_more(scene):
+    _, data, context = scene
+    pictures, drawn = LayeredPictures(*scene), []
+    pictures.draw(0, SIZE)
+    data.geom_xpos[:5] += 0.02  # another scene: everything has moved
+    for _ in range(8):
+        context.drawn = 0
+        pictures.draw(0, SIZE)
+        drawn.append(context.drawn)
+        data.geom_xpos[0] += 0.01  # only this one goes on
+    # 70 of 80 triangles rest, so after two pictures a layer of them pays.
+    assert drawn == [5, 5, 5, 1, 1, 1, 1, 1]
 
 
 def test_a_new_look_is_drawn_whole(scene):

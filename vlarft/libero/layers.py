@@ -15,18 +15,24 @@ import numpy.typing as npt
 from vlarft.libero.scene import Float32Array, Float64Array, UInt8Array
 
 MIRRORS = (0, 6)  # MuJoCo's planes and boxes; on other geoms reflectance has no effect
+MESH = 7
+OTHER_TRIANGLES = 100  # about as many as MuJoCo makes of a box or a capsule
 STILL = 1e-5  # m, and parts of a turn: what has moved less stands where it stood
 HIDDEN_GROUP = 5  # of geoms, never drawn
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Layer:
-    """What stands still: which geoms, where all geoms were, and how they look."""
+    """What stands still: which geoms, where all geoms were, and how they look.
+
+    `wasted` counts the triangles of other geoms that were drawn again though they had not moved.
+    """
 
     still: npt.NDArray[np.bool_]
     poses: Float64Array
     colours: UInt8Array
     depths: Float32Array
+    wasted: float = 0
 
 
 class LayeredPictures:
@@ -42,7 +48,9 @@ class LayeredPictures:
         self._model, self._data, self._context = model, data, context
         self._kept: dict[tuple[int, int], _Layer] = {}
         self._before = self._poses()
-        self.layered = _is_plain(model, context.vopt.geomgroup)
+        shown = context.vopt.geomgroup[model.geom_group].astype(bool)
+        self._triangles = _triangles(model) * shown
+        self.layered = _is_plain(model, shown)
 
     def forget(self) -> None:
         """Draw everything again: the look has changed."""
@@ -59,15 +67,22 @@ class LayeredPictures:
         if not self.layered:
             return self._draw_all(camera, size)[0]
         poses = self._poses()
+        still = ~_moved(poses, self._before)
         layer = self._kept.get((camera, size))
-        if layer is None or (layer.still & _moved(poses, layer.poses)).any():
-            still = ~_moved(poses, self._before)
+        if layer is None or self._is_stale(layer, poses, still):
             layer = _Layer(still, poses, *self._draw_some(still, camera, size, sites=False))
             self._kept[camera, size] = layer
         self._before = poses
         colours, depths = self._draw_some(~layer.still, camera, size, sites=True)
         nearer = depths <= layer.depths
         return np.where(nearer[..., None], colours, layer.colours)
+
+    def _is_stale(self, layer: _Layer, poses: Float64Array, still: npt.NDArray[np.bool_]) -> bool:
+        """Whether something in a layer has moved, or drawing it again would have paid by now."""
+        if (layer.still & _moved(poses, layer.poses)).any():
+            return True
+        layer.wasted += self._triangles @ (still & ~layer.still)
+        return bool(layer.wasted > self._triangles @ still)
 
     def _poses(self) -> Float64Array:
         return np.concatenate([self._data.geom_xpos, self._data.geom_xmat], axis=1)
@@ -96,9 +111,15 @@ def _moved(poses: Float64Array, before: Float64Array) -> npt.NDArray[np.bool_]:
     return moved
 
 
-def _is_plain(model: Any, shown_groups: npt.NDArray[np.uint8]) -> bool:
+def _triangles(model: Any) -> Float64Array:
+    """Of each geom, about."""
+    meshes = np.where(model.geom_type == MESH, model.geom_dataid, 0)
+    counts = np.append(model.mesh_facenum, 0)[meshes]
+    return np.where(model.geom_type == MESH, counts, OTHER_TRIANGLES).astype(np.float64)
+
+
+def _is_plain(model: Any, shown: npt.NDArray[np.bool_]) -> bool:
     """Whether layers show what one picture would: no shadow, no mirror, nothing transparent."""
-    shown = shown_groups[model.geom_group].astype(bool)
     materials = model.geom_matid[shown]
     mirrors = materials[np.isin(model.geom_type[shown], MIRRORS) & (materials >= 0)]
     materials = materials[materials >= 0]

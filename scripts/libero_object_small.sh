@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # LIBERO-Object at 64 px, from recordings to success rates in the simulator, with controls.
 # Usage: scripts/libero_object_small.sh [STAGE ...]     (all stages by default, in this order)
-#   record     the scripted expert's episodes, with 64 px frames, and noisy ones for the world model
-#   pretrain   tokenizer, its decoder alone, world model, the same on noisy recordings too; scenes with
-#              known places, the encoder, the policy
+#   record     the scripted expert's episodes, with 64 px frames; for the world model noisy ones and
+#              branches, what other actions would have done
+#   pretrain   tokenizer, its decoder alone, world model, the same on noisy recordings and branches
+#              too; scenes with known places, the encoder, the policy
 #   reward     does the world model's reward mean anything?
 #   rft        fine-tuning and its control with permuted advantages, a pair a seed
 #   controls   the action-L1 reward, and more cloning for as many seconds
@@ -20,7 +21,8 @@ RUNS=${RUNS:-runs/libero_object_small} JOBS=${JOBS:-2} DEVICE=${DEVICE:-cpu}
 SEEDS=${SEEDS:-0,1,2} EPISODES=${EPISODES:-20}
 CONFIG=${CONFIG:-libero_object_small} POLICY_STEPS=${POLICY_STEPS:-}
 base=$RUNS/base${POLICY_STEPS:+-$POLICY_STEPS} # of the policy and what is made from it
-data=$RUNS/data noisy=$RUNS/noisy/data world=$RUNS/world-noisy/world policy=$base/policy/policy
+data=$RUNS/data noisy=$RUNS/noisy/data branches=$RUNS/branches/data
+world=$RUNS/world-varied/world policy=$base/policy/policy
 vlarft=(.venv/bin/vlarft)
 simulator=(--jobs "$JOBS")
 if [[ -n ${LIBERO_PYTHON:-} ]]; then simulator+=(--python "$LIBERO_PYTHON"); fi
@@ -28,7 +30,7 @@ seeds=${SEEDS//,/ }
 t=tokenizer_training w=world_model_training
 decoder=(--set "$t.part=decoder" --set "$t.steps=1500" --set "$t.learning_rate=6.0e-4"
   --set "$t.lpips_weight=0.15" --set "$t.moving_weight=2")
-on_noisy=(--set "$w.steps=2200" --set "$w.learning_rate=1.0e-3" --set "$w.window_stride=4")
+on_varied=(--set "$w.steps=2200" --set "$w.learning_rate=1.0e-3" --set "$w.window_stride=4")
 
 say() { printf '== %s\n' "$*"; }
 
@@ -70,14 +72,17 @@ stage_record() {
     --starts standard,moved,moved,moved,moved,moved,swapped "${simulator[@]}"
   "${vlarft[@]}" record --out "$RUNS/noisy/recordings" --frames "$noisy" --size 64 --episodes 32 \
     --starts moved --noise 0.2 --max-steps 200 --seed 7 "${simulator[@]}"
+  "${vlarft[@]}" data branch "$RUNS/recordings" --out "$RUNS/branches/recordings" "${simulator[@]}"
+  "${vlarft[@]}" data render "$RUNS/branches/recordings" --out "$branches" "${simulator[@]}"
 }
 
 stage_pretrain() {
   train tokenizer "$RUNS/tokenizer" --data "$data"
   train tokenizer "$RUNS/decoder" --data "$data" --start "$RUNS/tokenizer/tokenizer" "${decoder[@]}"
   train world-model "$RUNS/world" --data "$data" --tokenizer "$RUNS/decoder/tokenizer"
-  train world-model "$RUNS/world-noisy" --data "$data" --data "$noisy" --start "$RUNS/world/world" \
-    "${on_noisy[@]}"
+  # Branches twice: each is one window, a recording at every fourth start is some thirty.
+  train world-model "$RUNS/world-varied" --data "$data" --data "$noisy" --data "$branches" \
+    --data "$branches" --start "$RUNS/world/world" "${on_varied[@]}"
   "${vlarft[@]}" data scenes "$data" --out "$RUNS/scenes" --count 1500 "${simulator[@]}"
   train encoder "$RUNS/encoder" --scenes "$RUNS/scenes"
   train policy "$base/policy" --data "$data" --encoder "$RUNS/encoder/encoder" ${POLICY_STEPS:+--set "policy_training.steps=$POLICY_STEPS"}

@@ -122,6 +122,17 @@ def test_a_new_look_is_drawn_whole(scene):
     assert context.drawn == GEOMS - 1
 
 
+def test_cameras_do_not_disturb_each_other(scene):
+    _, data, context = scene
+    pictures = LayeredPictures(*scene)
+    for _ in range(4):
+        context.drawn = 0
+        for camera in (0, 1):
+            pictures.draw(camera, SIZE)
+        data.geom_xpos[0] += 0.01
+    assert context.drawn == 2
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -25,13 +25,15 @@ HIDDEN_GROUP = 5  # of geoms, never drawn
 class _Layer:
     """What stands still: which geoms, where all geoms were, and how they look.
 
-    `wasted` counts the triangles of other geoms that were drawn again though they had not moved.
+    `wasted` counts the triangles of other geoms that were drawn again though they had not moved
+    since the picture before, when geoms were at `last`.
     """
 
     still: npt.NDArray[np.bool_]
     poses: Float64Array
     colours: UInt8Array
     depths: Float32Array
+    last: Float64Array
     wasted: float = 0
 
 
@@ -47,7 +49,6 @@ class LayeredPictures:
     def __init__(self, model: Any, data: Any, context: Any) -> None:
         self._model, self._data, self._context = model, data, context
         self._kept: dict[tuple[int, int], _Layer] = {}
-        self._before = self._poses()
         shown = context.vopt.geomgroup[model.geom_group].astype(bool)
         self._triangles = _triangles(model) * shown
         self.layered = _is_plain(model, shown)
@@ -67,12 +68,12 @@ class LayeredPictures:
         if not self.layered:
             return self._draw_all(camera, size)[0]
         poses = self._poses()
-        still = ~_moved(poses, self._before)
         layer = self._kept.get((camera, size))
+        still = ~_moved(poses, layer.last if layer else poses)
         if layer is None or self._is_stale(layer, poses, still):
-            layer = _Layer(still, poses, *self._draw_some(still, camera, size, sites=False))
-            self._kept[camera, size] = layer
-        self._before = poses
+            drawn = self._draw_some(still, camera, size, sites=False)
+            layer = self._kept[camera, size] = _Layer(still, poses, *drawn, last=poses)
+        layer.last = poses
         colours, depths = self._draw_some(~layer.still, camera, size, sites=True)
         nearer = depths <= layer.depths
         return np.where(nearer[..., None], colours, layer.colours)

@@ -24,7 +24,7 @@ def run(*arguments):
     return result
 
 
-@pytest.mark.parametrize("command", ["inspect", "subset", "render", "stats"])
+@pytest.mark.parametrize("command", ["inspect", "subset", "render", "scenes", "branch", "stats"])
 def test_help_has_an_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -81,3 +81,11 @@ def test_render_refuses_files_without_states(folder, tmp_path):
     with pytest.raises(DataError, match=r"a_demo\.hdf5: attribute 'data.suite' is missing"):
         run("render", folder, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_branches_do_not_replace_what_they_branch_from(tmp_path):
+    source = tmp_path / "a_states.hdf5"
+    source.write_bytes(b"states")
+    with pytest.raises(DataError, match=r"a_states.hdf5 there is a source; name another folder$"):
+        run("branch", tmp_path, "--out", tmp_path, "--overwrite")
+    assert source.read_bytes() == b"states"

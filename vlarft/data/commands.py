@@ -314,9 +314,11 @@ def _targets(sources: list[Path], out: Path, ending: str) -> list[tuple[Path, Pa
     stems = [source.stem.removesuffix("_states").removesuffix("_demo") for source in sources]
     if len(set(stems)) < len(stems):
         raise DataError(f"{out}: two source files have one name; use two folders")
-    return [
-        (source, out / f"{stem}_{ending}.hdf5") for source, stem in zip(sources, stems, strict=True)
-    ]
+    targets = [out / f"{stem}_{ending}.hdf5" for stem in stems]
+    for source, target in zip(sources, targets, strict=True):
+        if source.resolve() == target.resolve():
+            raise DataError(f"--out {out}: {target.name} there is a source; name another folder")
+    return list(zip(sources, targets, strict=True))
 
 
 def _made(

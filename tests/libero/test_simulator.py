@@ -2,15 +2,18 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vlarft
 from vlarft.errors import DataError
 from vlarft.libero.expert import play_expert
 from vlarft.libero.perturb import NONE, PERTURBATIONS, amounts_of, perturbed_state
-from vlarft.libero.remote import RemoteSimulator, ask, choose_renderer
+from vlarft.libero.remote import _BOOT, RemoteSimulator, ask, choose_renderer
 from vlarft.libero.starts import SHIFT, start_state
 
 _OTHER = os.environ.get("VLARFT_LIBERO_PYTHON")
@@ -61,6 +64,40 @@ def test_the_expert_solves_a_moved_start_that_replays(simulator, tmp_path):
     simulator.end_film()
     assert film.stat().st_size > 1000
     np.testing.assert_allclose(simulator.state(), rollout.states[-1], atol=1e-3)
+
+
+PLAIN_STEPS = """
+import contextlib, sys
+import numpy as np
+from vlarft.libero.expert import play_expert
+from vlarft.libero.simulator import Simulator
+
+def played(simulator, rollout):
+    simulator.start(rollout.states[0])
+    seen = []
+    for action in rollout.actions:
+        simulator.step(action)
+        seen.append(np.concatenate([simulator.state(), *simulator.proprioception().values()]))
+    return np.stack(seen)
+
+simulator = Simulator("libero_object", 1)
+rollout = play_expert(simulator, simulator.initial_states()[0], np.random.default_rng(0))
+assert rollout.success
+ours = played(simulator, rollout)
+del simulator._env.env._update_observables
+simulator._physics = contextlib.nullcontext()
+np.testing.assert_array_equal(ours, played(simulator, rollout))
+print("equal", len(ours))
+"""
+
+
+def test_steps_are_robosuite_s_own_to_the_bit():
+    """A whole episode, the object grasped and carried."""
+    boot = _BOOT.split("from vlarft.libero.worker")[0]
+    command = [str(PYTHON or sys.executable), "-c", boot + PLAIN_STEPS]
+    command.append(str(Path(vlarft.__file__).parent))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.startswith("equal"), done.stderr
 
 
 def test_pictures(simulator):

@@ -1,8 +1,8 @@
 """LIBERO's own simulator in this process. Needs the `[libero]` extra.
 
 Departures from LIBERO's `OffScreenRenderEnv`, none of which touches physics: a reset restores the
-model instead of building it again, and a picture is drawn only when asked for, larger and averaged
-instead of multisampled.
+model instead of building it again, a picture is drawn only when asked for, larger and averaged
+instead of multisampled, and a control step computes nothing twice.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from vlarft.libero import film
 from vlarft.libero.appearance import Appearance
 from vlarft.libero.geometry import body_points
 from vlarft.libero.layers import LayeredPictures
+from vlarft.libero.physics import SharedKinematics
 from vlarft.libero.scene import SETTLE_STEPS, STILL, Float32Array, Float64Array, UInt8Array
 
 SUPERSAMPLING = 2  # cheaper than multisampling when a CPU draws
@@ -59,6 +60,8 @@ class Simulator:
             )
             self._env.reset()
         self._suite, self._task_id = suite, task_id
+        self._physics = SharedKinematics(self._env.sim)
+        _observe_when_asked(self._env.env)
         self._pictures: LayeredPictures | None = None
         self._film: film.Film | None = None
         self._film_camera = ""
@@ -107,7 +110,8 @@ class Simulator:
         Raises:
             SimulatorError: the physics became unstable.
         """
-        _, _, solved, _ = self._env.step(np.asarray(action, np.float32))
+        with self._physics:
+            _, _, solved, _ = self._env.step(np.asarray(action, np.float32))
         if not np.isfinite(self._env.sim.data.qpos).all():
             raise SimulatorError("the simulated state is not finite any more")
         if self._film and self._film.due():
@@ -405,6 +409,17 @@ def _task(suite: str, task_id: int) -> Any:
                 f"allowed: 0 to {benchmark.get_num_tasks() - 1}"
             )
         return benchmark.get_task(task_id)
+
+
+def _observe_when_asked(env: Any) -> None:
+    """Robosuite looks at 37 things in each substep, for observations that nobody asks for."""
+    update = env._update_observables
+
+    def when_forced(force: bool = False) -> None:
+        if force:
+            update(force=True)
+
+    env._update_observables = when_forced
 
 
 @contextlib.contextmanager

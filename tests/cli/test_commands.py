@@ -61,6 +61,25 @@ def test_eval_reward_writes_a_run(models, tmp_path, capsys):
     assert json.loads((run / "environment.json").read_text())["vlarft"]
 
 
+def test_eval_reward_judges_what_a_policy_tries(models, tmp_path, capsys):
+    run = tmp_path / "reward"
+    command = ["eval", "reward", "--world", models.world, "--data", models.data, "--windows", "4"]
+    command += ["--rollouts", "4", "--seeds", "2", "--run", str(run), "--json", "-", "--no-horizon"]
+    assert run_command([*command, "--config", models.config]) == 2
+    assert "add --policy" in capsys.readouterr().err
+    command += ["--policy", models.policy, "--config", models.config, "--set", "rollouts=5"]
+    assert run_command([*command, "--set", "reward.kind=actions"]) == 2
+    assert "compares no imagined frames" in capsys.readouterr().err
+    assert run_command(command) == 0
+    found = json.loads(capsys.readouterr().out)["explored"]
+    assert (found["windows"], found["rollouts"], found["draws"]) == (4, 5, 2)
+    assert -1 <= found["way"]["interval"][0] <= found["way"]["value"] <= 1
+    assert found["spread"] > 0
+    assert "4 groups of 5 rollouts" in (run / "report.html").read_text()
+    asked = yaml.safe_load((run / "config.yaml").read_text())["policy"]
+    assert (asked["folder"], asked["rft"]["rollouts"]) == (models.policy, 5)
+
+
 def test_train_writes_a_whole_run_folder(models, tmp_path, capsys):
     run = tmp_path / "policy"
     command = ["train", "policy", "--data", models.data, "--config", "tiny", "--run", str(run)]

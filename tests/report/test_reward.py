@@ -52,6 +52,11 @@ def summary():
             ],
             "windows": 48, "replayed": 0.00012,
         },
+        "explored": {
+            "windows": 48, "rollouts": 16, "draws": 4, "way": figure(0.53),
+            "way_averaged": figure(0.57), "agreement": figure(0.8), "actions": figure(0.4),
+            "actions_way": figure(0.57), "spread": 0.61,
+        },
         "entries": {"windows": 48, "distance": {"dx": figure(0.0028), "dy": figure(0.0064)}},
         "outcomes": {
             "solved": 78, "failed": 18, "pairs": 140,
@@ -76,10 +81,13 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
     ]  # fmt: skip
     tables = {table.title: table for table in report.tables}
     assert list(tables) == [
-        "Conventions", "Signal against noise", "What it sees", "Against the simulator",
-        "Failures against successes", "Horizon", "Token entropy",
+        "Conventions", "Signal against noise", "What the policy tries", "What it sees",
+        "Against the simulator", "Failures against successes", "Horizon", "Token entropy",
     ]  # fmt: skip
     assert tables["Conventions"].rows[1][2] == "+0.226 (+0.126 to +0.326)"
+    assert [row[1][:4] for row in tables["What the policy tries"].rows] == [
+        "0.53", "0.57", "0.40", "0.57", "0.80",
+    ]  # fmt: skip
     assert tables["Against the simulator"].rows[1][1:] == [
         "–", "0.80 (0.70 to 0.90)", "0.70 (0.60 to 0.80)", "0.60 (0.50 to 0.70)", "4",
     ]  # fmt: skip
@@ -95,6 +103,7 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
 
 
 def test_parts_that_were_not_measured_are_left_out(summary, tmp_path):
+    del summary["explored"]  # as earlier versions wrote it
     summary |= dict.fromkeys(("horizon", "uncertainty", "entries", "simulated", "outcomes"))
     summary["checks"] = summary["checks"][:1]
     (tmp_path / "summary.json").write_text(json.dumps(summary))

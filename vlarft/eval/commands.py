@@ -20,6 +20,7 @@ from vlarft.options import (
     Noise,
     PolicyFolder,
     Seed,
+    Settings,
     Temperature,
     TopP,
     World,
@@ -233,6 +234,15 @@ def eval_reward(
     ] = None,
     python: Python = None,
     jobs: Jobs = 1,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Also judge groups as fine-tuning this policy would draw them."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="Fine-tuning's settings, for --policy [default: the paper's values]."),
+    ] = None,
+    settings: Settings = None,
     failures: Annotated[
         list[Path] | None,
         typer.Option(help="Drawn recordings of failed episodes, to tell from the data's."),
@@ -252,21 +262,28 @@ def eval_reward(
 
     Example: vlarft eval reward --world my/world --data my/demonstrations --run runs/reward
     """
+    from vlarft.config import load_config
     from vlarft.data.libero import read_episodes
     from vlarft.data.windows import Windows
-    from vlarft.demo import DEMOS, WORLD, EngineOptions, Stopwatch, load_windows
+    from vlarft.demo import DEMOS, WORLD, EngineOptions, Stopwatch, existing, load_windows
     from vlarft.errors import DataError
     from vlarft.eval.entries import measure_entries
+    from vlarft.eval.explored import measure_explored
     from vlarft.eval.horizon import CHUNKS, measure_horizon
     from vlarft.eval.outcomes import measure_outcomes
     from vlarft.eval.reward import evaluate_reward
     from vlarft.eval.simulated import Simulations
     from vlarft.eval.uncertainty import measure_uncertainty
+    from vlarft.models.flow_policy import FlowPolicy
     from vlarft.progress import progress_bar
+    from vlarft.rft.config import RFTConfig
     from vlarft.rft.evaluation import spread_windows
 
     if not simulator and (states or python):
         raise ConfigError("--states and --python are about the simulator; add --simulator")
+    if (config or settings) and not policy:
+        raise ConfigError("--config and --set are about a policy's groups; add --policy")
+    wanted = load_config(RFTConfig, config, [*(settings or []), f"reward.metric={metric}"])
     console, clock = console_for(json_file), Stopwatch()
     options = EngineOptions(backend, dtype, attention, device, cache_dtype)
     with clock("loading"):
@@ -274,6 +291,13 @@ def eval_reward(
         sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
         chosen = load_windows(data or [DEMOS], split, engine.world.layout)
         picked = spread_windows(len(chosen), windows)
+        tried = None
+        if policy:
+            explored_with = wanted.exploration.settings()
+            tried = FlowPolicy.from_pretrained(existing(policy), settings=explored_with)
+            orientation = tried.statistics.orientation
+            engine.world.layout.require_orientation(orientation, "the policy's statistics.json")
+            tried.to(engine.device)
         failed = read_episodes(failures) if failures else None
     simulations = None
     if simulator:
@@ -295,6 +319,12 @@ def eval_reward(
         doubt = measure_uncertainty(engine, chosen, picked, sampling, progress=progress)
     with clock("entries"), progress_bar("shifting entries") as progress:
         directions = measure_entries(engine, chosen, picked, sampling, progress=progress)
+    tries = None
+    if tried:
+        with clock("explored"), progress_bar("judging the policy's groups") as progress:
+            tries = measure_explored(
+                engine, tried, chosen, picked, wanted, seeds=seeds, progress=progress
+            )
     with clock("groups"), progress_bar("judging groups") as progress:
         report = evaluate_reward(
             engine,
@@ -307,6 +337,7 @@ def eval_reward(
             uncertainty=doubt,
             outcomes=ends,
             entries=directions,
+            explored=tries,
             simulations=simulations,
             progress=progress,
         )
@@ -323,6 +354,7 @@ def eval_reward(
             "rollouts": rollouts,
             "seeds": seeds,
             "simulator": simulator,
+            "policy": policy and {"folder": str(policy), "rft": wanted.model_dump(mode="json")},
             "failures": [str(path) for path in failures or []],
             "metric": metric,
             "engine": asdict(options),

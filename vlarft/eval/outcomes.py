@@ -47,13 +47,13 @@ class Outcomes:
             (
                 area.interval[0] > CHANCE,
                 f"{self.failed} failed against {self.solved} solved episodes, AUC of the "
-                f"{IMAGINED}: {_words(area)} (asked: above {CHANCE:g})",
+                f"{IMAGINED}: {area} (asked: above {CHANCE:g})",
             )
         ]
 
     def lines(self) -> list[str]:
         """What is shown and not judged."""
-        others = [f"{_words(a)} {name}" for name, a in self.areas.items() if name != IMAGINED]
+        others = [f"{a} {name}" for name, a in self.areas.items() if name != IMAGINED]
         return [f"the same of other frames: {', '.join(others)}"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,8 +183,3 @@ def _nearest(engine: RolloutEngine, frames: Tensor, goals: Tensor) -> Tensor:
         distance[number] = torch.inf
         rows.append(distance)
     return torch.stack(rows).amin(0)
-
-
-def _words(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.value:.2f} ({low:.2f} to {high:.2f})"

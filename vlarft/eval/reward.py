@@ -21,6 +21,7 @@ from vlarft.engine import RolloutEngine, Sampling
 from vlarft.errors import ConfigError
 from vlarft.eval.conventions import AS_RECORDED, Convention, compare_conventions
 from vlarft.eval.entries import Entries
+from vlarft.eval.explored import Explored
 from vlarft.eval.horizon import Horizon
 from vlarft.eval.image_quality import psnr, squared_error
 from vlarft.eval.outcomes import Outcomes
@@ -86,6 +87,7 @@ class RewardReport:
         simulated: groups executed in the simulator, when asked for.
         outcomes: recorded failures against successes, when failures are given.
         entries: which entries of an action it sees, when measured.
+        explored: groups as a policy draws them, when a policy is given.
     """
 
     windows: int
@@ -100,6 +102,7 @@ class RewardReport:
     simulated: Simulated | None = None
     outcomes: Outcomes | None = None
     entries: Entries | None = None
+    explored: Explored | None = None
 
     def checks(self) -> list[tuple[bool, str]]:
         """Whether each check holds, and its figures in words."""
@@ -116,12 +119,12 @@ class RewardReport:
             (best is recorded and not close, f"conventions: {fits}"),
             (
                 shared.reliability.interval[0] > RELIABILITY,
-                f"actions make {_interval(shared.reliability)} of the reward's variance within a "
+                f"actions make {shared.reliability} of the reward's variance within a "
                 f"group (one seed, shared noise; asked: above {RELIABILITY:g})",
             ),
             (
                 shared.rank.interval[0] > RANK,
-                f"rank correlation with the action error: {_interval(shared.rank)} (shared noise; "
+                f"rank correlation with the action error: {shared.rank} (shared noise; "
                 f"asked: above {RANK:g})",
             ),
             (
@@ -148,7 +151,14 @@ class RewardReport:
         verdict = "the reward can be trusted" if not failed else f"{failed} checks failed"
         words = [f"Verdict: {verdict}."]
         words += [f"[{'ok' if holds else 'FAILED'}] {text}" for holds, text in self.checks()]
-        shown = (self.entries, self.simulated, self.outcomes, self.horizon, self.uncertainty)
+        shown = (
+            self.explored,
+            self.entries,
+            self.simulated,
+            self.outcomes,
+            self.horizon,
+            self.uncertainty,
+        )
         return words + [line for part in shown if part for line in part.lines()]
 
     def table(self) -> Table:
@@ -184,6 +194,7 @@ class RewardReport:
             "simulated": self.simulated and self.simulated.to_dict(),
             "outcomes": self.outcomes and self.outcomes.to_dict(),
             "entries": self.entries and self.entries.to_dict(),
+            "explored": self.explored and self.explored.to_dict(),
         }
 
 
@@ -222,6 +233,7 @@ def evaluate_reward(
     uncertainty: Uncertainty | None = None,
     outcomes: Outcomes | None = None,
     entries: Entries | None = None,
+    explored: Explored | None = None,
     simulations: Simulations | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RewardReport:
@@ -239,6 +251,7 @@ def evaluate_reward(
         uncertainty: as measured by `measure_uncertainty` on the same windows; likewise.
         outcomes: as measured by `measure_outcomes`; likewise.
         entries: as measured by `measure_entries`; likewise.
+        explored: as measured by `measure_explored`; likewise.
         simulations: executes the groups of the same windows; likewise.
         progress: called with (windows done, windows) of the groups; executing them counts too.
 
@@ -308,6 +321,7 @@ def evaluate_reward(
         uncertainty=uncertainty,
         outcomes=outcomes,
         entries=entries,
+        explored=explored,
         simulated=simulated,
     )
 
@@ -368,8 +382,3 @@ def _ceiling(engine: RolloutEngine, frames: Tensor) -> Tensor:
     count = moving.sum((-2, -1))
     quality = psnr(squared_error(drawn, pixels[:, -1], moving) / (3 * count.clamp_min(1)))
     return torch.where(count > 0, quality, torch.full_like(quality, torch.inf))
-
-
-def _interval(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.value:.2f} ({low:.2f} to {high:.2f})"

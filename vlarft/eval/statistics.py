@@ -37,6 +37,11 @@ class Estimate:
         """Whether 0 lies outside the interval."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
+    def __str__(self) -> str:
+        """As lines and verdicts say it, 0.53 (0.44 to 0.62)."""
+        low, high = self.interval
+        return f"{self.value:.2f} ({low:.2f} to {high:.2f})"
+
     def to_dict(self) -> dict[str, Any]:
         """As written to `summary.json`."""
         return {"value": self.value, "interval": list(self.interval)}

@@ -39,11 +39,11 @@ class Uncertainty:
     def lines(self) -> list[str]:
         """Shown, not judged: no reward is made of the entropy."""
         steps = ", ".join(f"{value:.3f} at {q:.0%}" for q, value in self.quantiles.items())
-        moving = _words(self.moving) if self.moving else "nothing moves"
+        moving = self.moving if self.moving else "nothing moves"
         return [
             f"token entropy of a window, nats: {steps}; rank correlation with the error of the "
-            f"last imagined frame: {moving} (moving pixels), {_words(self.whole)} (all pixels)"
-            + (f"; with the order of its group: {_words(self.order)}" if self.order else "")
+            f"last imagined frame: {moving} (moving pixels), {self.whole} (all pixels)"
+            + (f"; with the order of its group: {self.order}" if self.order else "")
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,8 +107,3 @@ def measure_uncertainty(
         else None,
         rank_interval(entropy, error["whole"], episode),
     )
-
-
-def _words(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    return f"{estimate.value:.2f} ({low:.2f} to {high:.2f})"

@@ -150,6 +150,23 @@ def _tables(summary: Found) -> Iterator[TableData]:
         [[g["noise"], _figure(g["reliability"]), _figure(g["rank"])] for g in summary["groups"]],
         "Shared: one noise for a whole group. Variance of one seed's rewards; order of their mean.",
     )
+    if explored := summary.get("explored"):  # runs of earlier versions have none
+        draws = f"mean of {explored['draws']} imaginations"
+        yield TableData(
+            "What the policy tries",
+            ["rank correlation within a group", "value"],
+            [
+                ["distance of one imagination, error of the way", _figure(explored["way"])],
+                [f"distance, {draws}, error of the way", _figure(explored["way_averaged"])],
+                ["distance of one imagination, action error", _figure(explored["actions"])],
+                ["action error, error of the way", _figure(explored["actions_way"])],
+                ["distances under two noise seeds", _figure(explored["agreement"])],
+            ],
+            f"{explored['windows']} groups of {explored['rollouts']} rollouts, drawn as "
+            "fine-tuning draws them. The way is where a chunk sends the hand: the sum of its "
+            f"displacements as executed, which differs by {explored['spread']:.2f} (standard "
+            "deviation, raw units) within a group.",
+        )
     if entries := summary["entries"]:
         yield TableData(
             "What it sees",

@@ -1,0 +1,91 @@
+"""The order of a policy's own groups."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vlarft.config import load_config
+from vlarft.demo import DEMOS, POLICY, WORLD, load_windows
+from vlarft.engine import RolloutEngine
+from vlarft.errors import ConfigError
+from vlarft.eval import explored
+from vlarft.eval.explored import measure_explored, way_error
+from vlarft.models.flow_policy import FlowPolicy
+from vlarft.models.world_model import WorldModel
+from vlarft.rft.config import RFTConfig
+from vlarft.rft.evaluation import spread_windows
+
+CONFIG = load_config(
+    RFTConfig,
+    "rft-small",
+    ["rollouts=16", "exploration.sigma_min=0.3", "exploration.sigma_max=0.6",
+     "exploration.noise_correlation=1", "exploration.noisy_steps=1"],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return RolloutEngine(WorldModel.from_pretrained(WORLD), metric="lpips-alex")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return FlowPolicy.from_pretrained(POLICY, settings=CONFIG.exploration.settings())
+
+
+@pytest.fixture(scope="module")
+def windows(engine):
+    return load_windows([DEMOS], "val", engine.world.layout)
+
+
+def test_the_way_is_the_sum_of_what_is_executed() -> None:
+    expert = torch.zeros(1, 8, 7)
+    actions = torch.zeros(3, 8, 7)
+    actions[0, :, 0] = 0.25  # 2 in x
+    actions[1, 0, 1], actions[1, 1, 1] = 0.5, -0.5  # there and back
+    actions[2, 0, 2], actions[2, :, 3:] = 7.0, 1.0  # cut to 1; turns and gripper do not move it
+    torch.testing.assert_close(way_error(actions, expert), torch.tensor([2.0, 0.0, 1.0]))
+
+
+def test_imagined_distance_follows_the_way(engine, policy, windows) -> None:
+    """The bundled world model orders a wide exploration far better than chance."""
+    seen = []
+    found = measure_explored(
+        engine, policy, windows, spread_windows(len(windows), 10), CONFIG, seeds=2, batch=5,
+        progress=lambda *report: seen.append(report),
+    )  # fmt: skip
+    assert seen == [(5, 10), (10, 10)]
+    assert (found.windows, found.rollouts, found.draws) == (10, 16, 2)
+    assert found.way.interval[0] > 0.1
+    assert found.actions.value > 0.1
+    assert found.actions_way.value > 0.3
+    assert found.agreement.value > 0.3
+    assert str(found.way) in found.lines()[0]
+
+
+def test_a_judge_that_knows_the_way_correlates_fully(engine, policy, windows, monkeypatch) -> None:
+    """The judge is asked about what was drawn, seed by seed, and its order is taken as it is."""
+    asked: list[int] = []
+
+    def judge(engine, scenes, actions, batch, config, *, seeds, scale):  # noqa: ARG001
+        asked.extend(seeds)
+        return SimpleNamespace(distance=way_error(actions, batch.actions[:, None]))
+
+    monkeypatch.setattr(explored, "judge", judge)
+    numbers = spread_windows(len(windows), 4)
+    found = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=3, batch=4)
+    assert asked == [0, 1, 2]
+    for estimate in (found.way, found.way_averaged, found.agreement):
+        assert estimate.value == pytest.approx(1)
+    assert found.actions.value == pytest.approx(found.actions_way.value)
+    again = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=3, batch=4)
+    assert again.spread == found.spread
+
+
+def test_what_is_refused(engine, policy, windows) -> None:
+    with pytest.raises(ConfigError, match="seeds = 1; allowed: at least 2"):
+        measure_explored(engine, policy, windows, [0, 1], CONFIG, seeds=1)
+    wanted = load_config(RFTConfig, "rft-small", ["reward.kind=success"])
+    with pytest.raises(ConfigError, match="allowed here: imagined, recorded"):
+        measure_explored(engine, policy, windows, [0, 1], wanted)

@@ -10,7 +10,7 @@ from vlarft.demo import DEMOS, POLICY, WORLD, load_windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError
 from vlarft.eval import explored
-from vlarft.eval.explored import measure_explored, way_error
+from vlarft.eval.explored import asked_way, measure_explored, push_shares, way_error
 from vlarft.models.flow_policy import FlowPolicy
 from vlarft.models.world_model import WorldModel
 from vlarft.rft.config import RFTConfig
@@ -45,7 +45,30 @@ def test_the_way_is_the_sum_of_what_is_executed() -> None:
     actions[0, :, 0] = 0.25  # 2 in x
     actions[1, 0, 1], actions[1, 1, 1] = 0.5, -0.5  # there and back
     actions[2, 0, 2], actions[2, :, 3:] = 7.0, 1.0  # cut to 1; turns and gripper do not move it
-    torch.testing.assert_close(way_error(actions, expert), torch.tensor([2.0, 0.0, 1.0]))
+    ways = asked_way(actions)
+    torch.testing.assert_close(ways, torch.tensor([[2.0, 0, 0], [0, 0, 0], [0, 0, 1]]))
+    torch.testing.assert_close(way_error(ways, asked_way(expert)), torch.tensor([2.0, 0, 1]))
+
+
+def test_shares_of_the_right_push() -> None:
+    """A reward that knows y and z and takes the hand's speed for free says so."""
+    random = torch.Generator().manual_seed(0)
+    ways = torch.randn(200, 16, 3, generator=random, dtype=torch.float64)
+    expert = torch.randn(200, 3, generator=random, dtype=torch.float64)
+    episode = torch.arange(200) % 20
+    full = push_shares(way_error(ways, expert[:, None]), ways, expert, episode)
+    assert list(full) == ["x", "y", "z", "along"]
+    assert all(share.value == pytest.approx(1) for share in full.values())
+    blind = ways - expert[:, None]
+    blind[..., 0] = 0  # no depth
+    shares = push_shares(blind.square().sum(-1).sqrt(), ways, expert, episode)
+    assert shares["x"].interval[1] < 0.2
+    assert shares["y"].interval[0] > 0.9
+    noise = torch.randn(200, 16, generator=random, dtype=torch.float64)
+    for share in push_shares(noise, ways, expert, episode).values():
+        assert share.interval[0] < 0 < share.interval[1]
+    against = push_shares(-way_error(ways, expert[:, None]), ways, expert, episode)
+    assert against["along"].value == pytest.approx(-1)
 
 
 def test_imagined_distance_follows_the_way(engine, policy, windows) -> None:
@@ -70,7 +93,9 @@ def test_a_judge_that_knows_the_way_correlates_fully(engine, policy, windows, mo
 
     def judge(engine, scenes, actions, batch, config, *, seeds, scale):  # noqa: ARG001
         asked.extend(seeds)
-        return SimpleNamespace(distance=way_error(actions, batch.actions[:, None]))
+        return SimpleNamespace(
+            distance=way_error(asked_way(actions), asked_way(batch.actions)[:, None])
+        )
 
     monkeypatch.setattr(explored, "judge", judge)
     numbers = spread_windows(len(windows), 4)
@@ -79,6 +104,7 @@ def test_a_judge_that_knows_the_way_correlates_fully(engine, policy, windows, mo
     for estimate in (found.way, found.way_averaged, found.agreement):
         assert estimate.value == pytest.approx(1)
     assert found.actions.value == pytest.approx(found.actions_way.value)
+    assert all(share.value == pytest.approx(1, abs=1e-4) for share in found.pushes.values())
     again = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=3, batch=4)
     assert again.spread == found.spread
 

@@ -2,7 +2,8 @@
 
 Gains of fine-tuning come from the order within groups of the policy's own rollouts, which lie
 closer together than perturbed recordings do. The order asked for is that of the hand's way: actions
-are displacements, so their sum is where the hand is sent.
+are displacements, so their sum is where the hand is sent. Advantages times deviations are where
+an update pushes that way, to be compared with the push of a reward that knows it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +17,15 @@ from torch import Tensor
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError
-from vlarft.eval.statistics import Estimate, mean_interval, rank_correlation
+from vlarft.eval.statistics import Estimate, bootstrap, mean_interval, rank_correlation
 from vlarft.models.policy import Observation
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.judge import judge
 from vlarft.rft.policy import TrainablePolicy, sample_options
 from vlarft.rft.rewards import action_distance, action_scale
 
-WAY = 3  # the first entries of an action move the hand: dx, dy, dz
+AXES = ("x", "y", "z")  # the first entries of an action move the hand
+ALONG = "along"  # the expert's way
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Explored:
         agreement: between the distances under two noise seeds.
         actions: of the distance of one imagination with the mean absolute action error.
         actions_way: of the action error itself with the error of the asked way.
+        pushes: by axis and `along` the expert's way, the share of the right push that the averaged
+            distance gives: 1 as much as a reward that knows the way, 0 nothing.
         spread: standard deviation of the asked way within a group, raw units, mean over x, y, z.
     """
 
@@ -50,6 +54,7 @@ class Explored:
     agreement: Estimate
     actions: Estimate
     actions_way: Estimate
+    pushes: dict[str, Estimate]
     spread: float
 
     def lines(self) -> list[str]:
@@ -59,7 +64,9 @@ class Explored:
             f"with the error of the way that the hand is sent: {self.way} for one "
             f"imagination, {self.way_averaged} for the mean of {self.draws}; with the "
             f"action error {self.actions} (that itself with the way's error "
-            f"{self.actions_way}); between two noise seeds {self.agreement}"
+            f"{self.actions_way}); between two noise seeds {self.agreement}",
+            "share of the push that a reward which knows the way would give the policy: "
+            + ", ".join(f"{axis} {share}" for axis, share in self.pushes.items()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,23 +80,68 @@ class Explored:
             "agreement": self.agreement.to_dict(),
             "actions": self.actions.to_dict(),
             "actions_way": self.actions_way.to_dict(),
+            "pushes": {axis: share.to_dict() for axis, share in self.pushes.items()},
             "spread": self.spread,
         }
 
 
-def way_error(actions: Tensor, expert: Tensor) -> Tensor:
-    """How far the hand is sent from where the expert sends it.
+def asked_way(actions: Tensor) -> Tensor:
+    """Where a chunk sends the hand: its displacements together.
 
     Args:
         actions: float [..., T, A], raw LIBERO units; entries are cut to [-1, 1], as they are
             executed.
-        expert: float, broadcastable to `actions`.
 
     Returns:
-        Float [...], length of the difference of the summed dx, dy, dz, raw units.
+        Float [..., 3], raw units.
     """
-    off = (actions.clamp(-1, 1) - expert.clamp(-1, 1))[..., :WAY].sum(-2)
-    return off.square().sum(-1).sqrt()
+    return actions.clamp(-1, 1)[..., : len(AXES)].sum(-2)
+
+
+def way_error(ways: Tensor, expert: Tensor) -> Tensor:
+    """Length of the difference of ways, float [..., 3] and broadcastable to it -> [...]."""
+    return (ways - expert).square().sum(-1).sqrt()
+
+
+def push_shares(
+    distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor
+) -> dict[str, Estimate]:
+    """How much of the right push a distance gives, regressed over groups.
+
+    A group's push is the mean of advantage times deviation from the group's mean, per axis in
+    units of that deviation's spread; the right one has its advantages from `way_error`.
+
+    Args:
+        distance: float64 [W, N].
+        ways: float64 [W, N, 3].
+        expert: float64 [W, 3].
+        episode: int64 [W], at least two of them.
+
+    Returns:
+        Sum over groups of push times right push, over that of the right push squared; for each
+        axis and for the component along the expert's way.
+    """
+    off = ways - ways.mean(1, keepdim=True)
+    length = expert.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
+    along = (off * (expert / length)[:, None]).sum(-1, keepdim=True)
+    off = torch.cat([off, along], dim=-1)
+    off = off / off.square().mean((0, 1)).sqrt().clamp_min(1e-6)
+
+    def push(worth: Tensor) -> Tensor:
+        spread = worth.std(1, keepdim=True).clamp_min(1e-12)
+        return ((worth - worth.mean(1, keepdim=True)) / spread)[..., None].mul(off).mean(1)
+
+    given, right = push(-distance), push(-way_error(ways, expert[:, None]))
+
+    def share(axis: int) -> Estimate:
+        found, wanted = given[:, axis], right[:, axis]
+
+        def ratio(weights: Tensor) -> Tensor:
+            return (weights @ (found * wanted)) / (weights @ wanted.square()).clamp_min(1e-12)
+
+        return bootstrap(ratio, episode)
+
+    return {axis: share(number) for number, axis in enumerate((*AXES, ALONG))}
 
 
 @torch.no_grad()
@@ -131,7 +183,7 @@ def measure_explored(
     numbers = torch.as_tensor(indices, dtype=torch.int64).cpu()
     unit = action_scale(torch.cat([torch.from_numpy(e.actions) for e in windows.episodes]))
     options = sample_options(policy, config)
-    distances, ways, errors, spreads = [], [], [], []
+    distances, sent, wanted, errors = [], [], [], []
     for some in numbers.split(batch):
         recording = windows.batch(some)
         observation = Observation(
@@ -144,14 +196,16 @@ def measure_explored(
             judge(engine, scenes, tried, recording, config, seeds=[seed], scale=unit).distance
             for seed in range(seeds)
         ]
-        tried, expert = tried.cpu(), recording.actions[:, None]
+        tried, expert = tried.cpu(), recording.actions
         distances.append(torch.stack(by_seed).double())
-        ways.append(way_error(tried, expert).double())
-        errors.append(action_distance(tried.clamp(-1, 1), expert, unit).double())
-        spreads.append(tried.clamp(-1, 1)[..., :WAY].sum(-2).std(1))
+        sent.append(asked_way(tried).double())
+        wanted.append(asked_way(expert).double())
+        errors.append(action_distance(tried.clamp(-1, 1), expert[:, None], unit).double())
         if progress:
-            progress(sum(map(len, ways)), len(numbers))
-    distance, way, error = torch.cat(distances, dim=1), torch.cat(ways), torch.cat(errors)
+            progress(sum(map(len, errors)), len(numbers))
+    distance, error = torch.cat(distances, dim=1), torch.cat(errors)
+    ways, target = torch.cat(sent), torch.cat(wanted)
+    way = way_error(ways, target[:, None])
     episode = windows.episode[numbers]
 
     def alike(pairs: list[tuple[Tensor, Tensor]]) -> Estimate:
@@ -167,5 +221,6 @@ def measure_explored(
         agreement=alike(list(combinations(distance, 2))),
         actions=alike([(one, error) for one in distance]),
         actions_way=alike([(error, way)]),
-        spread=float(torch.cat(spreads).mean()),
+        pushes=push_shares(distance.mean(0), ways, target, episode),
+        spread=float(ways.std(1).mean()),
     )

@@ -154,18 +154,23 @@ def _tables(summary: Found) -> Iterator[TableData]:
         draws = f"mean of {explored['draws']} imaginations"
         yield TableData(
             "What the policy tries",
-            ["rank correlation within a group", "value"],
+            ["rank correlation within groups, or share", "value"],
             [
                 ["distance of one imagination, error of the way", _figure(explored["way"])],
                 [f"distance, {draws}, error of the way", _figure(explored["way_averaged"])],
                 ["distance of one imagination, action error", _figure(explored["actions"])],
                 ["action error, error of the way", _figure(explored["actions_way"])],
                 ["distances under two noise seeds", _figure(explored["agreement"])],
+                *(
+                    [f"share of the right push, {axis}", _figure(share)]
+                    for axis, share in explored["pushes"].items()
+                ),
             ],
             f"{explored['windows']} groups of {explored['rollouts']} rollouts, drawn as "
             "fine-tuning draws them. The way is where a chunk sends the hand: the sum of its "
             f"displacements as executed, which differs by {explored['spread']:.2f} (standard "
-            "deviation, raw units) within a group.",
+            "deviation, raw units) within a group. The right push is that of a reward which knows "
+            "the way; `along` is the expert's own direction, faster or slower.",
         )
     if entries := summary["entries"]:
         yield TableData(

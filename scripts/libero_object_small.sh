@@ -30,7 +30,7 @@ seeds=${SEEDS//,/ }
 t=tokenizer_training w=world_model_training
 decoder=(--set "$t.part=decoder" --set "$t.steps=1500" --set "$t.learning_rate=6.0e-4"
   --set "$t.lpips_weight=0.15" --set "$t.moving_weight=2")
-on_varied=(--set "$w.steps=2200" --set "$w.learning_rate=1.0e-3" --set "$w.window_stride=4")
+on_varied=(--set "$w.steps=3400" --set "$w.learning_rate=1.0e-3" --set "$w.window_stride=2")
 
 say() { printf '== %s\n' "$*"; }
 
@@ -80,9 +80,9 @@ stage_pretrain() {
   train tokenizer "$RUNS/tokenizer" --data "$data"
   train tokenizer "$RUNS/decoder" --data "$data" --start "$RUNS/tokenizer/tokenizer" "${decoder[@]}"
   train world-model "$RUNS/world" --data "$data" --tokenizer "$RUNS/decoder/tokenizer"
-  # Branches twice: each is one window, a recording at every fourth start is some thirty.
+  # Branches three times: each is one window, a recording at every second start is some sixty.
   train world-model "$RUNS/world-varied" --data "$data" --data "$noisy" --data "$branches" \
-    --data "$branches" --start "$RUNS/world/world" "${on_varied[@]}"
+    --data "$branches" --data "$branches" --start "$RUNS/world/world" "${on_varied[@]}"
   "${vlarft[@]}" data scenes "$data" --out "$RUNS/scenes" --count 1500 "${simulator[@]}"
   train encoder "$RUNS/encoder" --scenes "$RUNS/scenes"
   train policy "$base/policy" --data "$data" --encoder "$RUNS/encoder/encoder" ${POLICY_STEPS:+--set "policy_training.steps=$POLICY_STEPS"}

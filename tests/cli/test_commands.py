@@ -70,6 +70,8 @@ def test_eval_reward_judges_what_a_policy_tries(models, tmp_path, capsys):
     command += ["--policy", models.policy, "--config", models.config, "--set", "rollouts=5"]
     assert run_command([*command, "--set", "reward.kind=actions"]) == 2
     assert "compares no imagined frames" in capsys.readouterr().err
+    assert run_command([*command, "--set", "reward.metric=lpips-vgg"]) == 2
+    assert "--set reward.metric=lpips-vgg: name it by --metric" in capsys.readouterr().err
     assert run_command(command) == 0
     found = json.loads(capsys.readouterr().out)["explored"]
     assert (found["windows"], found["rollouts"], found["draws"]) == (4, 5, 2)

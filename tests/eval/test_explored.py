@@ -75,7 +75,7 @@ def test_imagined_distance_follows_the_way(engine, policy, windows) -> None:
     """The bundled world model orders a wide exploration far better than chance."""
     seen = []
     found = measure_explored(
-        engine, policy, windows, spread_windows(len(windows), 10), CONFIG, seeds=2, batch=5,
+        engine, policy, windows, spread_windows(len(windows), 10), CONFIG, seeds=(0, 1), batch=5,
         progress=lambda *report: seen.append(report),
     )  # fmt: skip
     assert seen == [(5, 10), (10, 10)]
@@ -99,19 +99,19 @@ def test_a_judge_that_knows_the_way_correlates_fully(engine, policy, windows, mo
 
     monkeypatch.setattr(explored, "judge", judge)
     numbers = spread_windows(len(windows), 4)
-    found = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=3, batch=4)
-    assert asked == [0, 1, 2]
+    found = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=(5, 1, 7), batch=4)
+    assert asked == [5, 1, 7]
     for estimate in (found.way, found.way_averaged, found.agreement):
         assert estimate.value == pytest.approx(1)
     assert found.actions.value == pytest.approx(found.actions_way.value)
     assert all(share.value == pytest.approx(1, abs=1e-4) for share in found.pushes.values())
-    again = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=3, batch=4)
+    again = measure_explored(engine, policy, windows, numbers, CONFIG, seeds=(5, 1, 7), batch=4)
     assert again.spread == found.spread
 
 
 def test_what_is_refused(engine, policy, windows) -> None:
-    with pytest.raises(ConfigError, match="seeds = 1; allowed: at least 2"):
-        measure_explored(engine, policy, windows, [0, 1], CONFIG, seeds=1)
+    with pytest.raises(ConfigError, match="1 noise seeds; allowed: at least 2"):
+        measure_explored(engine, policy, windows, [0, 1], CONFIG, seeds=[3])
     wanted = load_config(RFTConfig, "rft-small", ["reward.kind=success"])
     with pytest.raises(ConfigError, match="allowed here: imagined, recorded"):
         measure_explored(engine, policy, windows, [0, 1], wanted)

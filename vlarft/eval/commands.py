@@ -240,7 +240,9 @@ def eval_reward(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="Fine-tuning's settings, for --policy [default: the paper's values]."),
+        typer.Option(
+            help="Fine-tuning's settings for --policy, its sampling too [default: the paper's]."
+        ),
     ] = None,
     settings: Settings = None,
     failures: Annotated[
@@ -283,7 +285,9 @@ def eval_reward(
         raise ConfigError("--states and --python are about the simulator; add --simulator")
     if (config or settings) and not policy:
         raise ConfigError("--config and --set are about a policy's groups; add --policy")
-    wanted = load_config(RFTConfig, config, [*(settings or []), f"reward.metric={metric}"])
+    wanted = load_config(RFTConfig, config, [f"reward.metric={metric}", *(settings or [])])
+    if wanted.reward.metric != metric:
+        raise ConfigError(f"--set reward.metric={wanted.reward.metric}: name it by --metric")
     console, clock = console_for(json_file), Stopwatch()
     options = EngineOptions(backend, dtype, attention, device, cache_dtype)
     with clock("loading"):
@@ -299,6 +303,18 @@ def eval_reward(
             engine.world.layout.require_orientation(orientation, "the policy's statistics.json")
             tried.to(engine.device)
         failed = read_episodes(failures) if failures else None
+    tries = None
+    if tried:
+        with clock("explored"), progress_bar("judging the policy's groups") as progress:
+            tries = measure_explored(
+                engine,
+                tried,
+                chosen,
+                picked,
+                wanted,
+                seeds=range(seed, seed + seeds),
+                progress=progress,
+            )
     simulations = None
     if simulator:
         simulations = Simulations(chosen, picked, states=states, python=python, jobs=jobs)
@@ -319,12 +335,6 @@ def eval_reward(
         doubt = measure_uncertainty(engine, chosen, picked, sampling, progress=progress)
     with clock("entries"), progress_bar("shifting entries") as progress:
         directions = measure_entries(engine, chosen, picked, sampling, progress=progress)
-    tries = None
-    if tried:
-        with clock("explored"), progress_bar("judging the policy's groups") as progress:
-            tries = measure_explored(
-                engine, tried, chosen, picked, wanted, seeds=seeds, progress=progress
-            )
     with clock("groups"), progress_bar("judging groups") as progress:
         report = evaluate_reward(
             engine,

@@ -152,7 +152,7 @@ def measure_explored(
     indices: Sequence[int] | Tensor,
     config: RFTConfig,
     *,
-    seeds: int = 4,
+    seeds: Sequence[int] = range(4),
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Explored:
@@ -165,7 +165,7 @@ def measure_explored(
         indices: W window numbers, of at least two episodes.
         config: rollouts of a group, reward (kind imagined or recorded) and sampling. Each noise
             seed is one imagination, whatever `sampling.draws` says.
-        seeds: S noise seeds, at least 2.
+        seeds: S noise seeds of the world model, at least 2.
         batch: windows at once.
         progress: called with (windows done, windows).
 
@@ -173,8 +173,8 @@ def measure_explored(
         ConfigError: fewer than 2 seeds, or a reward that imagines no frames to compare.
         DataError: windows of one episode only.
     """
-    if seeds < 2:
-        raise ConfigError(f"seeds = {seeds}; allowed: at least 2")
+    if len(seeds) < 2:
+        raise ConfigError(f"{len(seeds)} noise seeds; allowed: at least 2")
     if config.reward.kind not in ("imagined", "recorded"):
         raise ConfigError(
             f"reward.kind = {config.reward.kind} compares no imagined frames; allowed here: "
@@ -194,7 +194,7 @@ def measure_explored(
         scenes = engine.encode(recording.frames[:, 0])
         by_seed = [
             judge(engine, scenes, tried, recording, config, seeds=[seed], scale=unit).distance
-            for seed in range(seeds)
+            for seed in seeds
         ]
         tried, expert = tried.cpu(), recording.actions
         distances.append(torch.stack(by_seed).double())
@@ -215,7 +215,7 @@ def measure_explored(
     return Explored(
         windows=len(numbers),
         rollouts=config.rollouts,
-        draws=seeds,
+        draws=len(seeds),
         way=alike([(one, way) for one in distance]),
         way_averaged=alike([(distance.mean(0), way)]),
         agreement=alike(list(combinations(distance, 2))),

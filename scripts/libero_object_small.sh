@@ -8,7 +8,7 @@
 #   reward     does the world model's reward mean anything?
 #   rft        fine-tuning and its control with permuted advantages, a pair a seed
 #   controls   the action-L1 reward, and more cloning for as many seconds
-#   success    moved and standard starts, every tuned policy in pairs with its start
+#   success    moved and standard starts, in pairs with the start; controls in the same table
 #   perturb    the same under combined minor perturbation
 # Give the same command again after a stop: finished parts are kept, unfinished ones go on.
 # Variables: RUNS, JOBS, DEVICE, SEEDS, EPISODES (of each task and seed), LIBERO_PYTHON, and
@@ -45,26 +45,25 @@ train() {
     "${resume[@]}" "$@"
 }
 
-# $1 name of the result, $2 folder of the tuned policies under $base, SEED standing for each seed;
-# further arguments are options of `vlarft eval libero`.
+# The tuned policies in pairs with the one that they started from. $1 name of the result; further
+# arguments are options of `vlarft eval libero`.
 success() {
-  local name=$1 folder=$base/$2 after=() s
-  shift 2
-  for s in $seeds; do after+=(--after "${folder//SEED/$s}"); done
-  if [[ $folder != *SEED* ]]; then after=(--after "$folder"); fi
+  local name=$1 after=() s
+  shift
+  for s in $seeds; do after+=(--after "$base/rft/seed-$s/treatment/policy"); done
   say "success: $name"
   "${vlarft[@]}" eval libero --policy "$policy" "${after[@]}" --data "$data" --seeds "$SEEDS" \
     --episodes "$EPISODES" --cache "$RUNS/episodes" --run "$base/success-$name" "${simulator[@]}" "$@"
 }
 
-# Every arm in pairs with the policy that it started from. $1: suffix of the results' names.
-all_arms() {
-  local suffix=$1
-  shift
-  success "rft-$suffix" rft/seed-SEED/treatment/policy "$@"
-  success "permuted-$suffix" rft/seed-SEED/control/policy "$@"
-  success "actions-$suffix" actions/seed-SEED/policy "$@"
-  success "cloning-$suffix" cloning/policy "$@"
+# The same with every control in the same table.
+success_and_controls() {
+  local controls=(--control "cloning=$base/cloning/policy") s
+  for s in $seeds; do
+    controls+=(--control "permuted=$base/rft/seed-$s/control/policy"
+      --control "actions=$base/actions/seed-$s/policy")
+  done
+  success "$@" "${controls[@]}"
 }
 
 stage_record() {
@@ -122,11 +121,11 @@ PY
 }
 
 stage_success() {
-  all_arms moved --starts moved
-  success rft-standard rft/seed-SEED/treatment/policy --starts standard
+  success_and_controls moved --starts moved
+  success standard --starts standard
 }
 
-stage_perturb() { all_arms perturbed --starts standard --perturb combined-minor; }
+stage_perturb() { success_and_controls perturbed --starts standard --perturb combined-minor; }
 
 stages=("$@")
 if ((!$#)); then stages=(record pretrain reward rft controls success perturb); fi

@@ -49,6 +49,28 @@ def test_eval_libero_writes_a_run(models, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("simulator")
+def test_eval_libero_beside_a_control(models, tmp_path, capsys):
+    run = tmp_path / "success"
+    command = ["eval", "libero", "--policy", models.policy, "--after", models.policy]
+    command += ["--data", models.data, "--episodes", "2", "--max-steps", "8", "--run", str(run)]
+    command += ["--cache", str(tmp_path / "cache")]
+    assert run_command([*command, "--control", f"permuted={models.policy}"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    names = ["before", "after", "permuted", "before, blind", "after, blind", "replay"]
+    assert [arm["name"] for arm in summary["arms"]] == names
+    assert [(c["arm"], c["minus"]) for c in summary["controls"]] == [
+        ("permuted", "before"),
+        ("after", "permuted"),
+    ]
+    text = (run / "report.html").read_text()
+    for words in ("A control, on the same starts.", "after minus permuted"):
+        assert words in text
+    assert "permuted minus before: +0.0 points" in capsys.readouterr().out.replace("\n", " ")
+    assert run_command([*command, "--control", str(models.policy)]) == 2
+    assert "wanted NAME=FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("simulator")
 def test_eval_libero_of_one_policy(models, tmp_path, capsys):
     command = ["eval", "libero", "--policy", models.policy, "--data", models.data]
     command += ["--episodes", "2", "--max-steps", "8", "--starts", "standard"]

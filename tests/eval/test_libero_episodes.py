@@ -191,6 +191,27 @@ def test_arms_are_the_policies_blind_ones_and_a_replay():
         build_arms(policies[0], policies[1:], (0, 1, 2), {})
 
 
+def test_controls_play_what_the_policies_play():
+    before, after, other = (build_policy("tiny", STATISTICS, seed=seed) for seed in range(3))
+    seeds, replayed = (0, 1), {0: demonstration()}
+    controls = {"permuted": [other], "cloned": [other, after]}
+    arms = build_arms(before, [after], seeds, replayed, controls, baselines=2)
+    assert [(arm.name, arm.starts) for arm in arms] == [
+        ("before", None), ("after", None), ("permuted", None), ("cloned", None),
+        ("before, blind", 2), ("after, blind", 2), ("replay", 2),
+    ]  # fmt: skip
+    identities = [[arm.contestants[seed].identity for seed in seeds] for arm in arms]
+    assert identities[2] == [identities[3][0]] * 2
+    assert identities[3][1] == identities[1][1]
+    with pytest.raises(ConfigError, match="2 times --control cloned and 3 seeds"):
+        build_arms(before, [after], (0, 1, 2), replayed, controls)
+    with pytest.raises(ConfigError, match=r"--control permuted: .* add --after"):
+        build_arms(before, [], seeds, replayed, {"permuted": [other]})
+    for taken in ("after", "replay", "after, blind"):
+        with pytest.raises(ConfigError, match="this name is taken"):
+            build_arms(before, [after], seeds, replayed, {taken: [other]})
+
+
 @pytest.fixture
 def evaluation(tmp_path, monkeypatch):
     """Makes evaluations of tiny policies on two tasks, recorded in one file each."""
@@ -216,7 +237,7 @@ def test_an_evaluation_says_what_it_played(evaluation, tmp_path):
     one = evaluation([after], episodes=2, max_steps=16)
     report, outcomes = one.play(tmp_path / "cache", jobs=2)
     assert len(outcomes) == 2 * 2 * 5
-    assert report.pairs == 4
+    assert report.comparisons[0].pairs == 4
     facts = one.facts()
     assert (facts["mujoco"], facts["renderer"], facts["seeds"]) == ("3.3.7", "painter", 1)
     assert len(set(facts["checkpoints"].values())) == 2
@@ -227,7 +248,7 @@ def test_baselines_may_play_fewer_starts(evaluation, tmp_path):
     after = build_policy("tiny", STATISTICS, seed=1)
     one = evaluation([after], episodes=3, baselines=1, max_steps=16)
     report, outcomes = one.play(tmp_path / "cache")
-    assert report.pairs == 6
+    assert report.comparisons[0].pairs == 6
     played = Counter(outcome.arm for outcome in outcomes)
     assert played == {
         "before": 6, "after": 6, "before, blind": 2, "after, blind": 2, "replay": 2,

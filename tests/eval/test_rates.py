@@ -78,8 +78,9 @@ def test_errors_are_neither_successes_nor_failures():
     assert (before.successes, before.episodes, before.errors) == (2, 3, 1)
     assert (after.successes, after.episodes, after.errors) == (3, 3, 1)
     assert replay.rate == 0
-    assert report.pairs == 2  # starts 0 and 1 have a result of both
-    assert report.difference.value == 0.5
+    (compared,) = report.comparisons
+    assert compared.pairs == 2  # starts 0 and 1 have a result of both
+    assert compared.difference.value == 0.5
     assert len(report.errors) == 2
     assert "start 2: it stopped" in report.errors[0]
     values = report.to_dict()
@@ -87,12 +88,38 @@ def test_errors_are_neither_successes_nor_failures():
     assert (values["before"], values["after"], values["episodes"]) == (2 / 3, 1.0, 2)
 
 
+def test_controls_are_compared_with_both():
+    results = {
+        BEFORE: (False, False, True, False),
+        AFTER: (True, True, True, False),
+        "permuted": (False, True, None, False),
+        f"{BEFORE}, blind": (False,) * 4,
+        REPLAY: (False,) * 4,
+    }
+    report = summarise(
+        [outcome(arm, n, s) for arm, solved in results.items() for n, s in enumerate(solved)]
+    )
+    said = [(c.arm, c.minus, c.difference.value, c.pairs) for c in report.comparisons]
+    assert said == [
+        (AFTER, BEFORE, 0.5, 4),
+        ("permuted", BEFORE, pytest.approx(1 / 3), 3),
+        (AFTER, "permuted", pytest.approx(1 / 3), 3),
+    ]
+    values = report.to_dict()
+    assert (values["difference"], values["episodes"]) == (0.5, 4)
+    assert [(c["arm"], c["minus"], c["episodes"]) for c in values["controls"]] == [
+        ("permuted", BEFORE, 3),
+        (AFTER, "permuted", 3),
+    ]
+    assert report.lines()[2].startswith("after minus permuted: +33.3 points on 3 pairs")
+
+
 def test_one_policy_has_a_rate_and_no_difference():
     played = (outcome(BEFORE, 0, True), outcome(BEFORE, 1, False), outcome(REPLAY, 0, False))
     report = summarise(played)
     values = report.to_dict()
     assert (values["kind"], values["rate"], values["episodes"]) == ("libero", 0.5, 2)
-    assert report.difference is None
+    assert report.comparisons == []
     assert values["arms"][0]["by_task"] == {"0": [1, 2]}
 
 
@@ -111,7 +138,7 @@ def test_each_perturbation_has_rates_and_a_difference_of_its_own():
     report = summarise(played)
     assert list(report.blocks) == ["none", "camera", "robot-minor"]
     assert [block.arm(AFTER).rate for block in report.blocks.values()] == [1.0, 0.5, 0.0]
-    assert [block.pairs for block in report.blocks.values()] == [3, 2, 3]
+    assert [block.comparisons[0].pairs for block in report.blocks.values()] == [3, 2, 3]
     values = report.to_dict()
     assert (values["after"], values["difference"], values["episodes"]) == (1.0, 1.0, 3)
     camera = values["perturbations"]["camera"]

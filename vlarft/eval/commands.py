@@ -48,6 +48,12 @@ def eval_libero(
         list[Path] | None,
         typer.Option(help="A fine-tuned policy to compare it with; repeat for one a seed."),
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another to compare with both, NAME=FOLDER; repeat for more, or for one a seed."
+        ),
+    ] = None,
     data: Data = None,
     suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
     tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
@@ -118,12 +124,19 @@ def eval_libero(
         "final": final,
     }
     config, place = load_config(LiberoConfig, asked), resolve_device(device)
+    controls = _named_folders(control or [])
     with clock("loading"), phase("asking LIBERO"):
-        policies = [
-            (folder, FlowPolicy.from_pretrained(existing(folder)).to(place))
-            for folder in [policy or POLICY, *(after or [])]
-        ]
-        evaluation = Evaluation(config, policies, data or [DEMOS], python)
+
+        def opened(folders: list[Path]) -> list[tuple[Path, FlowPolicy]]:
+            return [(f, FlowPolicy.from_pretrained(existing(f)).to(place)) for f in folders]
+
+        evaluation = Evaluation(
+            config,
+            opened([policy or POLICY, *(after or [])]),
+            data or [DEMOS],
+            python,
+            {name: opened(folders) for name, folders in controls.items()},
+        )
     with clock("episodes"), progress_bar("playing") as progress:
         result, outcomes = evaluation.play(cache, jobs=jobs, films=films, progress=progress)
     console.print(result.table())
@@ -409,6 +422,20 @@ def eval_precision(
         "command": command_line(),
     }
     write_result(json_file, summary)
+
+
+def _named_folders(values: list[str]) -> dict[str, list[Path]]:
+    """Folders of each --control by its name, in the order of the command line."""
+    found: dict[str, list[Path]] = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(
+                f"--control {value}: wanted NAME=FOLDER, such as "
+                "permuted=runs/rft/seed-0/control/policy"
+            )
+        found.setdefault(name, []).append(Path(folder))
+    return found
 
 
 def _write_run(

@@ -27,6 +27,12 @@ from vlarft.libero.scene import Float64Array
 from vlarft.libero.starts import start_state
 
 BEFORE, AFTER, REPLAY = "before", "after", "replay"
+BLIND = ", blind"  # after the name of a policy that sees grey
+
+
+def is_control(arm: str) -> bool:
+    """Whether an arm is neither a compared policy nor a baseline."""
+    return arm not in (BEFORE, AFTER, REPLAY) and not arm.endswith(BLIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Arm:
     """One row of the table.
 
     Attributes:
-        name: "before", "after", "before, blind", "after, blind" or "replay".
+        name: "before", "after", that of a control, "before, blind", "after, blind" or "replay".
         contestants: who plays the starts of each seed.
         starts: it plays the starts of each task and seed whose number is below; None: all.
     """

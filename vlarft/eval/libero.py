@@ -1,8 +1,8 @@
 """`vlarft eval libero`: success in LIBERO's simulator, beside a blind policy and a replay."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,11 +13,13 @@ from vlarft.eval.closed_loop import PolicyContestant, ReplayContestant, policy_f
 from vlarft.eval.episodes import (
     AFTER,
     BEFORE,
+    BLIND,
     REPLAY,
     Arm,
     EpisodeStore,
     Outcome,
     Protocol,
+    is_control,
     run_episodes,
 )
 from vlarft.eval.rates import LiberoReport, summarise
@@ -70,10 +72,11 @@ class Evaluation:
         policies: the policy, then none, one or one a seed to compare it with; by folder.
         data: recordings that the policies learned from.
         python: interpreter with LIBERO; None is this one.
+        controls: by name, one policy or one a seed, each compared with both; by folder.
 
     Raises:
-        ConfigError: numbers, kinds, perturbations or tasks that do not exist, or policies of
-            different pictures.
+        ConfigError: numbers, kinds, perturbations or tasks that do not exist, policies of
+            different pictures, or controls of nothing.
         DataError: too few unrecorded starts, or no demonstration of a task.
         BackendError: LIBERO or OpenGL is not available, or its MuJoCo breaks tasks.
     """
@@ -84,13 +87,14 @@ class Evaluation:
         policies: Sequence[tuple[Path, FlowPolicy]],
         data: Sequence[Path],
         python: Path | None = None,
+        controls: Mapping[str, Sequence[tuple[Path, FlowPolicy]]] = MappingProxyType({}),
     ) -> None:
         check_perturbations(config.perturb)
         steps = config.max_steps or MAX_STEPS.get(config.suite)
         if steps is None:
             raise ConfigError(f"--suite {config.suite}: no customary length; give --max-steps")
-        models = [policy for _, policy in policies]
-        sizes = {policy.config.encoder.image_size for policy in models}
+        every = [*policies, *(policy for folders in controls.values() for policy in folders)]
+        sizes = {policy.config.encoder.image_size for _, policy in every}
         if len(sizes) > 1:
             raise ConfigError(f"policies see pictures of {sorted(sizes)} px; compare equal ones")
         names = [t["name"] for t in remote.ask("suite_tasks", python, suite=config.suite)]
@@ -109,7 +113,8 @@ class Evaluation:
             final=config.final,
         )
         perturbed = perturb_starts(starts, config.perturb)
-        if config.starts == STANDARD and len(config.seeds) > 1 and len(models) < 3:
+        single = max(len(compared) for compared in (policies[1:], *controls.values())) < 2
+        if config.starts == STANDARD and len(config.seeds) > 1 and single:
             if not perturbed:
                 raise ConfigError(
                     f"{len(config.seeds)} seeds: standard starts are the same for each; give one "
@@ -117,13 +122,18 @@ class Evaluation:
                 )
             starts = [(seed, start) for seed, start in starts if seed == config.seeds[0]]
         self.starts = starts + perturbed
-        self.arms = [
-            arm if arm.name in (BEFORE, AFTER) else replace(arm, starts=config.baselines)
-            for arm in build_arms(models[0], models[1:], config.seeds, replays(tasks, names, known))
-        ]
+        (_, before), *after = policies
+        self.arms = build_arms(
+            before,
+            [policy for _, policy in after],
+            config.seeds,
+            replays(tasks, names, known),
+            {name: [policy for _, policy in folders] for name, folders in controls.items()},
+            config.baselines,
+        )
         self._renderer, opengl = remote.choose_renderer(python)
         self.protocol = Protocol(steps, remote.ask("versions", python), opengl)
-        self._checkpoints = {str(folder): policy_fingerprint(model) for folder, model in policies}
+        self._checkpoints = {str(folder): policy_fingerprint(model) for folder, model in every}
 
     def play(
         self,
@@ -179,30 +189,54 @@ def build_arms(
     after: Sequence[FlowPolicy],
     seeds: Sequence[int],
     replayed: dict[int, Float32Array],
+    controls: Mapping[str, Sequence[FlowPolicy]] = MappingProxyType({}),
+    baselines: int | None = None,
 ) -> list[Arm]:
-    """The policies, each also blind, and the replay.
+    """The policies, the controls, the policies blind, and the replay.
 
     Args:
         before: the policy to compare with, or the only one.
         after: none, one for all seeds, or one a seed.
         seeds: of the evaluation.
         replayed: actions of a demonstration of each task.
+        controls: one for all seeds, or one a seed, by name.
+        baselines: starts of each task and seed that blind policies and the replay play; None: all.
 
     Raises:
-        ConfigError: another number of policies.
+        ConfigError: another number of policies, or a control of nothing or of a taken name.
     """
-    if len(after) not in (0, 1, len(seeds)):
-        raise ConfigError(
-            f"{len(after)} times --after and {len(seeds)} seeds; allowed: one policy, or one a seed"
-        )
-    arms = []
-    for suffix, blind in (("", False), (", blind", True)):
-        arms.append(Arm(BEFORE + suffix, dict.fromkeys(seeds, PolicyContestant(before, blind))))
-        tuned = [PolicyContestant(policy, blind) for policy in after]
-        if tuned:
-            by_seed = {seed: tuned[i % len(tuned)] for i, seed in enumerate(seeds)}
-            arms.append(Arm(AFTER + suffix, by_seed))
-    return [*arms, Arm(REPLAY, dict.fromkeys(seeds, ReplayContestant(replayed)))]
+    named = {BEFORE: [before], AFTER: after, **controls}
+    for name, policies in named.items():
+        if len(policies) not in (0, 1, len(seeds)):
+            asked = f"--control {name}" if name in controls else "--after"
+            raise ConfigError(
+                f"{len(policies)} times {asked} and {len(seeds)} seeds; "
+                "allowed: one policy, or one a seed"
+            )
+    for name in controls:
+        if not after:
+            raise ConfigError(f"--control {name}: it stands beside a tuned policy; add --after")
+        if not is_control(name):
+            raise ConfigError(f"--control {name}: this name is taken; give another")
+    arms = [
+        Arm(name, _by_seed(policies, seeds, blind=False))
+        for name, policies in named.items()
+        if policies
+    ]
+    blind = [
+        Arm(name + BLIND, _by_seed(named[name], seeds, blind=True), baselines)
+        for name in (BEFORE, AFTER)
+        if named[name]
+    ]
+    replay = Arm(REPLAY, dict.fromkeys(seeds, ReplayContestant(replayed)), baselines)
+    return [*arms, *blind, replay]
+
+
+def _by_seed(
+    policies: Sequence[FlowPolicy], seeds: Sequence[int], *, blind: bool
+) -> dict[int, PolicyContestant]:
+    contestants = [PolicyContestant(policy, blind) for policy in policies]
+    return {seed: contestants[i % len(contestants)] for i, seed in enumerate(seeds)}
 
 
 def replays(

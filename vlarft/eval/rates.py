@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from vlarft.eval.episodes import AFTER, BEFORE, Outcome
+from vlarft.eval.episodes import AFTER, BEFORE, Outcome, is_control
 from vlarft.eval.statistics import Estimate, paired_difference, wilson
 from vlarft.libero.perturb import NONE, describe
 
@@ -54,20 +54,56 @@ class ArmResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two arms on the starts that both have a result for.
+
+    Attributes:
+        arm: name of one.
+        minus: name of the other.
+        difference: the one's rate minus the other's; None with fewer than two pairs.
+        pairs: those starts.
+    """
+
+    arm: str
+    minus: str
+    difference: Estimate | None
+    pairs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to `summary.json`; a rate is in [0, 1]."""
+        return {
+            "arm": self.arm,
+            "minus": self.minus,
+            "difference": self.difference.value if self.difference else None,
+            "interval": list(self.difference.interval) if self.difference else None,
+            "episodes": self.pairs,
+        }
+
+    def line(self, under: str = "") -> str:
+        """In words; empty without an interval."""
+        if not self.difference:
+            return ""
+        low, high = self.difference.interval
+        return (
+            f"{self.arm} minus {self.minus}{under}: {100 * self.difference.value:+.1f} points on "
+            f"{self.pairs} pairs (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LiberoReport:
     """Result of an evaluation.
 
     Attributes:
         arms: in the order of the table.
-        difference: rate after minus before on pairs, or None with one policy or one pair.
-        pairs: starts that both policies have a result for.
+        comparisons: after minus before; of each control, it minus before and after minus it. None
+            with one policy.
         errors: what went wrong, one line an episode.
         perturbed: the same under each perturbation; the rest is of unperturbed starts.
     """
 
     arms: list[ArmResult]
-    difference: Estimate | None
-    pairs: int
+    comparisons: list[Comparison]
     errors: list[str]
     perturbed: dict[str, "LiberoReport"] = field(default_factory=dict)
 
@@ -92,18 +128,19 @@ class LiberoReport:
                 for name, block in self.perturbed.items()
             }
         before = self.arm(BEFORE)
-        if AFTER not in [arm.name for arm in self.arms]:
+        if not self.comparisons:
             single = {"rate": before.rate, "interval": list(before.interval)}
             return {"kind": "libero"} | single | {"episodes": before.episodes} | shared
+        main, *others = (comparison.to_dict() for comparison in self.comparisons)
         paired = {
             "kind": "libero-paired",
             "before": before.rate,
             "after": self.arm(AFTER).rate,
-            "difference": self.difference.value if self.difference else None,
-            "interval": list(self.difference.interval) if self.difference else None,
-            "episodes": self.pairs,
+            "difference": main["difference"],
+            "interval": main["interval"],
+            "episodes": main["episodes"],
         }
-        return paired | shared
+        return paired | ({"controls": others} if others else {}) | shared
 
     def table(self) -> Table:
         """Arms by success rate, a section a perturbation."""
@@ -120,16 +157,12 @@ class LiberoReport:
         return table
 
     def lines(self) -> list[str]:
-        """The paired difference and the errors in words."""
+        """The paired differences and the errors in words."""
         lines = []
         for name, block in self.blocks.items():
-            if block.difference:
-                low, high = block.difference.interval
-                under = "" if name == NONE else f" under {name}"
-                lines.append(
-                    f"after minus before{under}: {100 * block.difference.value:+.1f} points on "
-                    f"{block.pairs} pairs (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
-                )
+            under = "" if name == NONE else f" under {name}"
+            said = (comparison.line(under) for comparison in block.comparisons)
+            lines += [line for line in said if line]
         errors = [error for block in self.blocks.values() for error in block.errors]
         if errors:
             lines.append(
@@ -151,9 +184,9 @@ def _row(arm: ArmResult) -> list[str]:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> LiberoReport:
-    """Rates of each arm, and the paired difference of "after" and "before", by perturbation.
+    """Rates of each arm and paired differences, by perturbation.
 
-    Clusters of the difference's interval are seeds and tasks; with a single task, its starts.
+    Clusters of a difference's interval are seeds and tasks; with a single task, its starts.
 
     Args:
         outcomes: those of unperturbed starts among them.
@@ -166,29 +199,39 @@ def summarise(outcomes: Sequence[Outcome]) -> LiberoReport:
 def _block(outcomes: Sequence[Outcome]) -> LiberoReport:
     names = list(dict.fromkeys(outcome.arm for outcome in outcomes))
     arms = [_arm_result(name, [o for o in outcomes if o.arm == name]) for name in names]
-    table = {(o.arm, o.seed, o.start.key()): o for o in outcomes if o.success is not None}
-    pairs = [
-        (outcome, table[AFTER, seed, key])
-        for (arm, seed, key), outcome in table.items()
-        if arm == BEFORE and (AFTER, seed, key) in table
-    ]
-    difference = None
-    if len({(before.seed, before.start) for before, _ in pairs}) > 1:
-        seeds = torch.tensor([before.seed for before, _ in pairs])
-        groups = torch.tensor([before.start.task for before, _ in pairs])
-        if len(torch.unique(groups)) < 2:
-            groups = torch.tensor([before.start.number for before, _ in pairs])
-        difference = paired_difference(
-            torch.tensor([before.success for before, _ in pairs]),
-            torch.tensor([after.success for _, after in pairs]),
-            [seeds, groups],
-        )
+    compared = []
+    if AFTER in names:
+        controls = [name for name in names if is_control(name)]
+        asked = [(AFTER, BEFORE), *((name, BEFORE) for name in controls)]
+        asked += [(AFTER, name) for name in controls]
+        compared = [_compare(outcomes, arm, minus) for arm, minus in asked]
     errors = [
         f"{o.arm}, task {o.start.task}, seed {o.seed}, start {o.start.number}{_under(o)}: {o.error}"
         for o in outcomes
         if o.error
     ]
-    return LiberoReport(arms, difference, len(pairs), errors)
+    return LiberoReport(arms, compared, errors)
+
+
+def _compare(outcomes: Sequence[Outcome], arm: str, minus: str) -> Comparison:
+    table = {(o.arm, o.seed, o.start.key()): o for o in outcomes if o.success is not None}
+    pairs = [
+        (outcome, table[arm, seed, key])
+        for (name, seed, key), outcome in table.items()
+        if name == minus and (arm, seed, key) in table
+    ]
+    difference = None
+    if len({(one.seed, one.start) for one, _ in pairs}) > 1:
+        seeds = torch.tensor([one.seed for one, _ in pairs])
+        groups = torch.tensor([one.start.task for one, _ in pairs])
+        if len(torch.unique(groups)) < 2:
+            groups = torch.tensor([one.start.number for one, _ in pairs])
+        difference = paired_difference(
+            torch.tensor([one.success for one, _ in pairs]),
+            torch.tensor([other.success for _, other in pairs]),
+            [seeds, groups],
+        )
+    return Comparison(arm, minus, difference, len(pairs))
 
 
 def _under(outcome: Outcome) -> str:

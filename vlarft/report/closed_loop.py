@@ -12,10 +12,15 @@ def closed_loop_report(run: Path, summary: dict[str, Any]) -> ReportData:
     intervals = []
     blocks = {"none": summary} | summary.get("perturbations", {})
     for name, block in blocks.items():
-        if paired and block["interval"]:
-            low, high = (100 * bound for bound in block["interval"])
-            label = "after minus before" if name == "none" else name
-            intervals.append(Interval(label, 100 * block["difference"], low, high, "points"))
+        if not paired:
+            continue
+        for compared in [block | {"arm": "after", "minus": "before"}, *block.get("controls", [])]:
+            if compared["interval"]:
+                low, high = (100 * bound for bound in compared["interval"])
+                label = f"{compared['arm']} minus {compared['minus']}"
+                label += "" if name == "none" else f", {name}"
+                value = 100 * compared["difference"]
+                intervals.append(Interval(label, value, low, high, "points"))
     verdict, tone = _verdict(summary) if paired else (_single_verdict(arms), "neutral")
     return ReportData(
         title="Success in LIBERO's simulator",
@@ -56,11 +61,16 @@ def _single_verdict(arms: list[dict[str, Any]]) -> str:
 
 def _headline(arm: dict[str, Any]) -> Headline:
     low, high = (100 * bound for bound in arm["interval"])
+    other = (
+        "The same policy with a grey picture instead of the camera's."
+        if arm["name"].endswith(", blind")
+        else "A control, on the same starts."
+    )
     meaning = {
         "replay": "One recorded demonstration of the task, repeated without looking.",
         "before": "The policy.",
         "after": "The policy it is compared with, on the same starts.",
-    }.get(arm["name"], "The same policy with a grey picture instead of the camera's.")
+    }.get(arm["name"], other)
     return Headline(
         arm["name"],
         f"{100 * arm['rate']:.1f}%",

@@ -33,6 +33,7 @@ def closed_loop_report(run: Path, summary: dict[str, Any]) -> ReportData:
         tone=tone,
         headlines=[_headline(arm) for arm in arms],
         intervals=intervals,
+        drawn="tasks and seeds" if summary["tasks"] > 1 else "seeds and starts",
         tables=_tables(blocks),
         seconds=summary.get("stage_seconds", {}),
         command=str(summary.get("command", f"vlarft report {run}")),
@@ -127,8 +128,9 @@ def _solved(arm: dict[str, Any], task: int) -> str:
 
 def _notes(summary: dict[str, Any]) -> list[str]:
     notes = [
-        "Every arm plays every start. Rates have Wilson's interval; the difference of two policies "
-        "has a bootstrap over tasks and seeds that keeps pairs together.",
+        "Every policy plays every start, blind ones and the replay perhaps fewer. Rates have "
+        "Wilson's interval; the difference of two policies has a bootstrap that keeps pairs "
+        "together.",
         "Standard starts that were recorded are left out; moved starts are drawn anew.",
     ]
     perturbations = summary.get("perturbations", {})

@@ -165,6 +165,7 @@ class ReportData:
         tone: of the verdict.
         headlines: three to six numbers.
         intervals: effects beside each other on one axis; units must be equal.
+        drawn: what their bootstrap draws.
         checks: statements with evidence.
         scenes: pictures.
         charts: curves.
@@ -183,6 +184,7 @@ class ReportData:
     tone: Tone = "neutral"
     headlines: list[Headline] = field(default_factory=list)
     intervals: list[Interval] = field(default_factory=list)
+    drawn: str = "episodes"
     checks: list[Check] = field(default_factory=list)
     scenes: list[Scene] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)

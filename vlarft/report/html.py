@@ -99,8 +99,8 @@ def _effects(report: ReportData) -> str:
         return ""
     return (
         '<h2>How sure is that?</h2><p class="lead">Dots are estimates, bars their 95% intervals '
-        "(bootstrap over "
-        "episodes). A bar that crosses the line at 0 means: could be nothing.</p>"
+        f"(bootstrap over {escape(report.drawn)}). "
+        "A bar that crosses the line at 0 means: could be nothing.</p>"
         f'<div class="card wide">{interval_plot(report.intervals)}</div>'
     )
 

@@ -34,6 +34,10 @@ Paths = Annotated[list[Path], typer.Argument(help="HDF5 files or folders of them
 DropNoops = Annotated[
     bool, typer.Option("--drop-noops", help="Leave out actions that do nothing: docs/data.md.")
 ]
+Out = Annotated[Path, typer.Option(help="Folder of the new files.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+Size = Annotated[int, typer.Option(help="Edge of the pictures in pixels, 16 to 1024.")]
+Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
 Camera = Annotated[str, typer.Option(help="agentview_rgb, eye_in_hand_rgb or another one's.")]
 
 PROPRIOCEPTION_NAMES = ("x", "y", "z", "ax", "ay", "az", "finger 1", "finger 2")
@@ -55,7 +59,7 @@ def inspect_command(
 @app.command("subset")
 def subset_command(
     paths: Paths,
-    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    out: Out,
     train: Annotated[int, typer.Option(help="Training episodes of each file.")] = 3,
     val: Annotated[int, typer.Option(help="Validation episodes of each file.")] = 2,
     camera: Camera = "agentview_rgb",
@@ -63,7 +67,7 @@ def subset_command(
     limit_mb: Annotated[
         float | None, typer.Option(help="Refuse a larger result, in 10^6 bytes.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """Copy the first episodes of each split of each file, losslessly and much smaller.
@@ -92,15 +96,15 @@ def subset_command(
 @app.command("render")
 def render_command(
     paths: Paths,
-    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
-    size: Annotated[int, typer.Option(help="Edge of the pictures in pixels, 16 to 1024.")] = 64,
+    out: Out,
+    size: Size = 64,
     camera: Annotated[
         list[str] | None, typer.Option(help="agentview (default) or another one; repeat.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first episodes of each file.")] = None,
     jobs: Jobs = 1,
     python: Python = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """Draw recorded simulator states (NAME_states.hdf5 to NAME_demo.hdf5); needs vlarft[libero].
@@ -133,13 +137,13 @@ def render_command(
 @app.command("scenes")
 def scenes_command(
     paths: Paths,
-    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    out: Out,
     count: Annotated[int, typer.Option(help="Scenes of each task, 12 or more.")] = 1200,
-    size: Annotated[int, typer.Option(help="Edge of the pictures in pixels, 16 to 1024.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    size: Size = 64,
+    seed: Seed = 0,
     jobs: Jobs = 1,
     python: Python = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """Draw recorded scenes with objects traded and moved, and note where they are.
@@ -149,33 +153,24 @@ def scenes_command(
 
     Example: vlarft data scenes rendered/libero_object --out scenes/libero_object --jobs 2
     """
-    pairs = _targets(find_files(paths), out, "scenes")
-    work = [pair for pair in pairs if overwrite or not pair[1].exists()]
-    with episodes_progress() as show:
-        draw_scenes(
-            work,
-            count,
-            size,
-            seed=seed,
-            jobs=jobs,
-            python=python,
-            progress=lambda file, done, total: show(file, "scenes", done, total),
-        )
-    rows = _made(pairs, work, "scenes", count)
-    _result(rows, json_file, lambda: _count_table(rows, "scenes"))
+    with _new_files(paths, out, "scenes", "scenes", count, overwrite, json_file) as (
+        work,
+        progress,
+    ):
+        draw_scenes(work, count, size, seed=seed, jobs=jobs, python=python, progress=progress)
 
 
 @app.command("branch")
 def branch_command(
     paths: Paths,
-    out: Annotated[Path, typer.Option(help="Folder of the new files.")],
+    out: Out,
     count: Annotated[int, typer.Option(help="Branches of each task.")] = 400,
     each: Annotated[int, typer.Option(help="Branches from one recorded state.")] = 4,
     length: Annotated[int, typer.Option(help="Actions of a branch.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Seed = 0,
     jobs: Jobs = 1,
     python: Python = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """Execute changed actions from recorded states: what a world model should know besides.
@@ -186,21 +181,8 @@ def branch_command(
 
     Example: vlarft data branch recordings/libero_object --out branches --jobs 2
     """
-    pairs = _targets(find_files(paths), out, "states")
-    work = [pair for pair in pairs if overwrite or not pair[1].exists()]
-    with episodes_progress() as show:
-        branch_files(
-            work,
-            count,
-            each,
-            length,
-            seed=seed,
-            jobs=jobs,
-            python=python,
-            progress=lambda file, done, total: show(file, "branches", done, total),
-        )
-    rows = _made(pairs, work, "branches", count)
-    _result(rows, json_file, lambda: _count_table(rows, "branches"))
+    with _new_files(paths, out, "states", "branches", count, overwrite, json_file) as (work, show):
+        branch_files(work, count, each, length, seed=seed, jobs=jobs, python=python, progress=show)
 
 
 @app.command("stats")
@@ -321,16 +303,26 @@ def _targets(sources: list[Path], out: Path, ending: str) -> list[tuple[Path, Pa
     return list(zip(sources, targets, strict=True))
 
 
-def _made(
-    pairs: list[tuple[Path, Path]], work: list[tuple[Path, Path]], what: str, count: int
-) -> list[dict[str, Any]]:
-    """A row a file: made now, or kept."""
-    return [
-        {"file": str(pair[1]), "kept": False, what: count}
-        if pair in work
-        else {"file": str(pair[1]), "kept": True}
+@contextlib.contextmanager
+def _new_files(
+    paths: list[Path],
+    out: Path,
+    ending: str,
+    what: str,
+    count: int,
+    overwrite: bool,
+    json_file: str | None,
+) -> Iterator[tuple[list[tuple[Path, Path]], Callable[[Path, int, int], None]]]:
+    """Pairs of source and target to work on inside, and its progress; then a row a file."""
+    pairs = _targets(find_files(paths), out, ending)
+    work = [pair for pair in pairs if overwrite or not pair[1].exists()]
+    with episodes_progress() as show:
+        yield work, lambda file, done, total: show(file, what, done, total)
+    rows: list[dict[str, Any]] = [
+        {"file": str(pair[1])} | ({"kept": False, what: count} if pair in work else {"kept": True})
         for pair in pairs
     ]
+    _result(rows, json_file, lambda: _count_table(rows, what))
 
 
 def _count_table(rows: list[dict[str, Any]], what: str) -> Table:

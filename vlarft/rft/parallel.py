@@ -7,6 +7,7 @@ number, so neither do checkpoints.
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -158,8 +159,14 @@ def join_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
             f"the processes could not reach each other ({str(error).splitlines()[0]}); "
             "check torchrun's --master-addr and --master-port"
         ) from error
-    yield Ranks(index, count), device
-    dist.destroy_process_group()  # not after an error: the others see that this process is gone
+    try:
+        yield Ranks(index, count), device
+        dist.destroy_process_group()  # not after an error: the others see that this process is gone
+    finally:
+        # gloo's threads may outlive this, as DTensor's caches keep the group of a divided VLM. One
+        # that lets go of its last tensor while Python ends would abort the process, so they get the
+        # interpreter once more: https://github.com/pytorch/pytorch/pull/179291
+        time.sleep(0.1)
 
 
 def _own_gpu(device: str, number: int) -> str:

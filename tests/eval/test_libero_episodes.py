@@ -209,7 +209,7 @@ def test_controls_play_what_the_policies_play():
         build_arms(before, [], seeds, replayed, {"permuted": [other]})
     for taken in ("after", "replay", "after, blind"):
         with pytest.raises(ConfigError, match="this name is taken"):
-            build_arms(before, [after], seeds, replayed, {taken: [other]})
+            build_arms(before, [after], (0, 1, 2), replayed, {taken: [other, other]})
 
 
 @pytest.fixture

@@ -153,11 +153,8 @@ def scenes_command(
 
     Example: vlarft data scenes rendered/libero_object --out scenes/libero_object --jobs 2
     """
-    with _new_files(paths, out, "scenes", "scenes", count, overwrite, json_file) as (
-        work,
-        progress,
-    ):
-        draw_scenes(work, count, size, seed=seed, jobs=jobs, python=python, progress=progress)
+    with _new_files(paths, out, "scenes", "scenes", count, overwrite, json_file) as (work, show):
+        draw_scenes(work, count, size, seed=seed, jobs=jobs, python=python, progress=show)
 
 
 @app.command("branch")

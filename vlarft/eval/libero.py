@@ -205,6 +205,11 @@ def build_arms(
     Raises:
         ConfigError: another number of policies, or a control of nothing or of a taken name.
     """
+    for name in controls:
+        if not after:
+            raise ConfigError(f"--control {name}: it stands beside a tuned policy; add --after")
+        if not is_control(name):
+            raise ConfigError(f"--control {name}: this name is taken; give another")
     named = {BEFORE: [before], AFTER: after, **controls}
     for name, policies in named.items():
         if len(policies) not in (0, 1, len(seeds)):
@@ -213,11 +218,6 @@ def build_arms(
                 f"{len(policies)} times {asked} and {len(seeds)} seeds; "
                 "allowed: one policy, or one a seed"
             )
-    for name in controls:
-        if not after:
-            raise ConfigError(f"--control {name}: it stands beside a tuned policy; add --after")
-        if not is_control(name):
-            raise ConfigError(f"--control {name}: this name is taken; give another")
     arms = [
         Arm(name, _by_seed(policies, seeds, blind=False))
         for name, policies in named.items()

@@ -96,7 +96,7 @@ class LiberoReport:
 
     Attributes:
         arms: in the order of the table.
-        comparisons: after minus before; of each control, it minus before and after minus it. None
+        comparisons: after minus before; of each control, it minus before and after minus it. Empty
             with one policy.
         errors: what went wrong, one line an episode.
         perturbed: the same under each perturbation; the rest is of unperturbed starts.

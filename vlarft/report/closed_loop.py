@@ -48,11 +48,24 @@ def _verdict(summary: dict[str, Any]) -> tuple[str, Tone]:
     points = f"{100 * summary['difference']:+.1f} points".replace("-", "−")
     between = f"95% interval {low:+.1f} to {high:+.1f}, {summary['episodes']} pairs"
     between = between.replace("-", "−")
+    beside, best = _beside_controls(summary.get("controls", []))
     if low > 0:
-        return f"Success rises by {points} ({between}).", "good"
+        return f"Success rises by {points} ({between}).{beside}", "good" if best else "neutral"
     if high < 0:
-        return f"Success falls by {points} ({between}).", "bad"
-    return f"No clear difference: {points} ({between}).", "neutral"
+        return f"Success falls by {points} ({between}).{beside}", "bad"
+    return f"No clear difference: {points} ({between}).{beside}", "neutral"
+
+
+def _beside_controls(controls: list[dict[str, Any]]) -> tuple[str, bool]:
+    """Which controls the tuned policy clearly beats, and whether it beats all; nothing without."""
+    beaten, close, better = list[str](), list[str](), list[str]()
+    for control in controls:
+        if control["arm"] == "after":
+            low, high = control["interval"] or (0.0, 0.0)
+            (beaten if low > 0 else better if high < 0 else close).append(control["minus"])
+    named = {"above": beaten, "not clearly apart from": close, "below": better}
+    parts = [f"{where} {' and '.join(names)}" for where, names in named.items() if names]
+    return (f" It ends {'; '.join(parts)}." if parts else ""), not close and not better
 
 
 def _single_verdict(arms: list[dict[str, Any]]) -> str:

@@ -168,9 +168,17 @@ inline __device__ void multiply_add(FragmentC& c, const FragmentA<Bf16>& a,
         "r"(b.at[0].bits), "r"(b.at[1].bits));
 }
 
+// Not inlined: kernels hold dozens of these, which took registers that they did not have, and ptxas
+// minutes. What bounds them is the 64 shuffles, not the call.
+inline __device__ __noinline__ FragmentC added_by_shuffles(FragmentC c, FragmentA<float> a,
+                                                           FragmentB<float> b) {
+  multiply_add_by_shuffles(c, a, b);
+  return c;
+}
+
 inline __device__ void multiply_add(FragmentC& c, const FragmentA<float>& a,
                                     const FragmentB<float>& b) {
-  multiply_add_by_shuffles(c, a, b);
+  c = added_by_shuffles(c, a, b);
 }
 
 #else

@@ -63,7 +63,7 @@ define native_tests
 	cmake -G Ninja -S . -B build/$(1) -DCMAKE_BUILD_TYPE=$(2) "-DVLARFT_SANITIZE=$(3)" \
 	    -DVLARFT_PYTHON=OFF -DVLARFT_BUILD_TESTS=ON -DVLARFT_CUDA=$(or $(VLARFT_CUDA),AUTO) --log-level=WARNING; \
 	cmake --build build/$(1); \
-	ctest --test-dir build/$(1) --output-on-failure
+	ctest --test-dir build/$(1) --output-on-failure --parallel "$$(nproc)"
 endef
 
 .venv/.runtime: pyproject.toml CMakeLists.txt scripts/setup_venv.sh $(NATIVE)

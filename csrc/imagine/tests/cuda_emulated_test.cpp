@@ -1,9 +1,11 @@
 // The CUDA sources of csrc/imagine/cuda, run on the CPU thread by thread: same tokens as the CPU's
 // own kernels, whatever the batch, W and the order of threads; nothing read or written outside.
 #define VLARFT_EMULATE
+#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "core/tests/check.h"
@@ -506,29 +508,39 @@ void check_failing_kernels() {
 
 }  // namespace
 
-int main() {
-  check_shuffles();
-  check_graphs_are_kept();
-  check_widening();
-  check_float8_places<16>();
-  check_float8_places<128>();
-  check_float8_scales();
-  check_float8_memory();
-  check_float8_broken();
-  for (const CacheStorage cache : {CacheStorage::kAsWeights, CacheStorage::kFloat8}) {
-    check_against_cpu(cache);
-    check_invariance(Storage::kBfloat16, cache);
-    check_bfloat16(cache);
+int main(int count, char** arguments) {
+  const std::string part = count == 2 ? arguments[1] : "";
+  if (part == "small") {
+    check_shuffles();
+    check_graphs_are_kept();
+    check_widening();
+    check_float8_places<16>();
+    check_float8_places<128>();
+    check_float8_scales();
+    check_float8_memory();
+    check_float8_broken();
+    check_waits();
+    check_broken_and_stopped();
+    check_refusals();
+    check_errors();
+    check_switches();
+    check_failing_kernels();
+  } else if (part == "tokens") {
+    check_against_cpu(CacheStorage::kAsWeights);
+    check_invariance(Storage::kBfloat16, CacheStorage::kAsWeights);
+    check_invariance(Storage::kFloat32, CacheStorage::kAsWeights);
+    check_bfloat16(CacheStorage::kAsWeights);
+    check_long(CacheStorage::kAsWeights);
+  } else if (part == "float8") {
+    check_against_cpu(CacheStorage::kFloat8);
+    check_invariance(Storage::kBfloat16, CacheStorage::kFloat8);
+    check_bfloat16(CacheStorage::kFloat8);
+  } else if (part == "sampling") {
+    check_fused_sampling<float>(Storage::kFloat32);
+    check_fused_sampling<gpu::Bf16>(Storage::kBfloat16);
+  } else {
+    std::fprintf(stderr, "usage: cuda_emulated_test small|tokens|float8|sampling\n");
+    return 2;
   }
-  check_long(CacheStorage::kAsWeights);
-  check_invariance(Storage::kFloat32, CacheStorage::kAsWeights);
-  check_fused_sampling<float>(Storage::kFloat32);
-  check_fused_sampling<gpu::Bf16>(Storage::kBfloat16);
-  check_waits();
-  check_broken_and_stopped();
-  check_refusals();
-  check_errors();
-  check_switches();
-  check_failing_kernels();
   CHECK(emulate::allocated_bytes() == 0);
 }

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tests.libero.fake_scene import FIRST, FakeScene, initial_state
+from vlarft.errors import DataError
 from vlarft.libero.expert import OPENING, Expert, Phase, plan_grasp, play_expert
 
 FAR = np.array([[9.0, 9.0]])
@@ -109,3 +110,11 @@ def test_an_object_from_high_up_is_not_dropped(seed):
     assert rollout.success
     released = rollout.states[np.flatnonzero(rollout.actions[:, 6] > 0)[-1] + 1]
     assert released[FIRST["milk"] + 2] < 0.1  # its middle, when it stands: 0.06
+
+
+@pytest.mark.parametrize("thing", ["target", "goal"])
+def test_a_task_about_a_fixture_is_refused(thing):
+    scene = FakeScene()
+    setattr(scene, thing, "drawer")
+    with pytest.raises(DataError, match=r"'drawer' is no movable object; the scripted expert"):
+        play_expert(scene, initial_state(), np.random.default_rng(0))

@@ -47,6 +47,29 @@ def test_a_task_that_does_not_exist():
         RemoteSimulator("libero_object", 10, python=PYTHON)
 
 
+@pytest.mark.parametrize(
+    ("task", "target", "goal"),
+    [
+        (0, "wooden_cabinet_1_middle_region", "wooden_cabinet_1_middle_region"),  # a drawer
+        (1, "akita_black_bowl_1", "flat_stove_1_cook_region"),
+        (7, "flat_stove_1", "flat_stove_1"),
+    ],
+)
+def test_tasks_about_fixtures_can_be_played_but_not_by_the_expert(task, target, goal):
+    with RemoteSimulator("libero_goal", task, 16, PYTHON) as opened:
+        assert (opened.target, opened.goal) == (target, goal)
+        initial = opened.initial_states()[0]
+        assert not opened.start(initial)
+        assert np.isfinite(opened.sense()["target"]).all()
+        moved = start_state(opened, initial, "moved", np.random.default_rng(0))
+        assert moved is not None
+        assert not opened.start(moved)
+        with pytest.raises(DataError, match=f"'{goal}' is no movable object; the scripted expert"):
+            play_expert(opened, initial, np.random.default_rng(0))
+        with pytest.raises(DataError, match=r"'flat_stove_1_cook_region' .* is a region"):
+            opened.points("flat_stove_1_cook_region")
+
+
 def test_the_expert_solves_a_moved_start_that_replays(simulator, tmp_path):
     initial = simulator.initial_states()
     assert initial.shape == (50, simulator.state_size)

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from vlarft.errors import DataError
 from vlarft.libero.scene import Float32Array, Float64Array, Scene
 
 NOISE = 0.06  # standard deviation of the slow noise on the motion, action units
@@ -106,12 +107,21 @@ class Expert:
         noise: standard deviation of slowly varying noise on the motion, action units; also varies
             speed and heights. 0 makes every episode as direct as possible.
         spoil: grasp this far beside the target, m: an episode that is meant to fail.
+
+    Raises:
+        DataError: the task is not about placing an object in or on another one.
     """
 
     def __init__(
         self, scene: Scene, rng: np.random.Generator, noise: float = NOISE, spoil: float = 0.0
     ) -> None:
         self._scene, self._rng, self._noise, self._spoil = scene, rng, noise, spoil
+        for name in (scene.target, scene.goal):
+            if name not in scene.objects:
+                raise DataError(
+                    f"'{name}' is no movable object; the scripted expert picks objects up and "
+                    "places them in or on others (libero_object, libero_spatial)"
+                )
         now = scene.sense()
         self._upright = _pointing_down(now["rotation"])
         self._closing = float(np.arctan2(now["closing"][1], now["closing"][0]))

@@ -20,9 +20,10 @@ class Scene(Protocol):
     A state is float64 [time, qpos, qvel]. Lengths are in m, the world's z axis points up.
 
     Attributes:
-        target: name of the object to pick up.
-        goal: name of the object to place it in or on.
-        objects: names of all movable objects, `target` and `goal` among them.
+        target: name of what the task names first: the object to pick up; in some suites a part of
+            a fixture (a drawer to open).
+        goal: name of what it names next, where the target goes; `target` when it names one thing.
+        objects: names of all movable objects.
     """
 
     target: str
@@ -54,7 +55,11 @@ class Scene(Protocol):
         ...
 
     def points(self, name: str) -> Float64Array:
-        """World coordinates [n, 3] of an object's collision shapes."""
+        """World coordinates [n, 3] of the collision shapes of an object or fixture.
+
+        Raises:
+            DataError: it is a region, which has none.
+        """
         ...
 
     def sense(self) -> dict[str, Float64Array]:

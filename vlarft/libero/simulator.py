@@ -72,7 +72,8 @@ class Simulator:
         self.language: str = task.language
         self.bddl = f"{task.problem_folder}/{task.bddl_file}"
         self.env_name: str = self._env.problem_name
-        self.target, self.goal = map(str, self._env.obj_of_interest[:2])
+        interest = [str(name) for name in self._env.obj_of_interest]
+        self.target, self.goal = interest[0], interest[min(1, len(interest) - 1)]
         self.objects = tuple(map(str, self._env.env.objects_dict))
 
     @property
@@ -204,8 +205,11 @@ class Simulator:
 
     def points(self, name: str) -> Float64Array:
         """See `Scene`."""
+        bodies = self._env.env.obj_body_id
+        if name not in bodies:
+            raise DataError(f"'{name}' of task '{self.task}' is a region, which has no shape")
         sim = self._env.sim
-        return body_points(sim.model._model, sim.data._data, self._env.env.obj_body_id[name])
+        return body_points(sim.model._model, sim.data._data, bodies[name])
 
     def sense(self) -> dict[str, Float64Array]:
         """See `Scene`."""
@@ -219,8 +223,14 @@ class Simulator:
             "position": np.array(data.site_xpos[site], np.float64),
             "rotation": np.array(data.site_xmat[site], np.float64).reshape(3, 3),
             "closing": np.array(left - right, np.float64),
-            "target": np.array(data.body_xpos[self._env.env.obj_body_id[self.target]], np.float64),
+            "target": self._position(self.target),
         }
+
+    def _position(self, name: str) -> Float64Array:
+        """Where an object, a fixture or a region is, [3]."""
+        data, bodies = self._env.sim.data, self._env.env.obj_body_id
+        place = data.body_xpos[bodies[name]] if name in bodies else data.get_site_xpos(name)
+        return np.array(place, np.float64)
 
     def draw(self, camera: str) -> UInt8Array:
         """See `Scene`.

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.models.policy_helpers import vlm_encoder
 from tests.train.recordings import write_recordings
@@ -19,6 +20,7 @@ from vlarft.models.flow_policy import FlowPolicy, FlowPolicyConfig
 from vlarft.models.presets import build_tokenizer, build_world
 from vlarft.models.tokenizer import Tokenizer
 from vlarft.models.world_model import WorldModel
+from vlarft.train import commands
 from vlarft.train.adversary import Adversary
 from vlarft.train.commands import (
     Pretraining,
@@ -29,7 +31,12 @@ from vlarft.train.commands import (
     watched_windows,
 )
 from vlarft.train.tokenizer import TokenizerTask, TokenizerTraining
-from vlarft.train.world_model import TokenizedWindows, WorldModelTask, WorldModelTraining
+from vlarft.train.world_model import (
+    TokenizedWindows,
+    WorldModelTask,
+    WorldModelTraining,
+    tokenize_windows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +267,26 @@ def test_a_stride_leaves_no_episode_out():
     assert windows.episode[chosen].unique().tolist() == [0, 1, 2, 3, 4]
     starts = windows.start[chosen][windows.episode[chosen] == 1]
     assert starts.tolist() == list(range(0, episodes[0].steps - 7, 4))
+
+
+def test_a_folder_given_twice_is_tokenised_once(recordings, tmp_path, monkeypatch):
+    tokenised = []
+
+    def counting(tokenizer, windows, indices, **options):
+        if "progress" in options:  # of the training windows
+            tokenised.append(len(indices))
+        return tokenize_windows(tokenizer, windows, indices, **options)
+
+    monkeypatch.setattr(commands, "tokenize_windows", counting)
+    config = load_config(Pretraining, "tiny", ["world_model_training.window_stride=3"])
+    build_tokenizer("tiny").save_pretrained(tmp_path / "tokenizer")
+    train_world_model(config, recordings, tmp_path / "once", tmp_path / "tokenizer")
+    train_world_model(config, recordings * 2, tmp_path / "twice", tmp_path / "tokenizer")
+    assert tokenised[0] == tokenised[1]
+    once, twice = (load_file(tmp_path / run / "tokens.safetensors") for run in ("once", "twice"))
+    assert len(once["actions"]) == tokenised[0]
+    for name, tokens in once.items():
+        torch.testing.assert_close(twice[name], torch.cat([tokens, tokens]), rtol=0, atol=0)
 
 
 def test_a_world_model_to_go_on_from_must_have_the_configured_sizes(recordings, tmp_path):

@@ -390,8 +390,19 @@ def _started_world(folder: Path, config: Pretraining, tokenizer: Tokenizer) -> W
 
 
 def _tokenise(tokenizer: Tokenizer, training: Windows, stride: int) -> TokenizedWindows:
+    """Tokens of every n-th window; a window of a file that was given twice is tokenised once."""
+    files = [(episode.file.resolve(), episode.name) for episode in training.episodes]
+    first: dict[tuple[Path, str, int], int] = {}
+    chosen: list[int] = []
+    places: list[int] = []
+    for number in every(training, stride).tolist():
+        key = (*files[int(training.episode[number])], int(training.start[number]))
+        if key not in first:
+            first[key] = len(chosen)
+            chosen.append(number)
+        places.append(first[key])
     with progress_bar("tokenising") as progress:
-        return tokenize_windows(tokenizer, training, every(training, stride), progress=progress)
+        return tokenize_windows(tokenizer, training, chosen, progress=progress).select(places)
 
 
 def every(windows: Windows, stride: int) -> Tensor:

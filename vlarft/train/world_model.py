@@ -45,6 +45,11 @@ class TokenizedWindows:
         """W."""
         return len(self.context)
 
+    def select(self, windows: Sequence[int]) -> "TokenizedWindows":
+        """Some of them, in any order, repeats allowed."""
+        chosen = torch.tensor(windows, dtype=torch.int64)
+        return TokenizedWindows(self.context[chosen], self.frames[chosen], self.actions[chosen])
+
 
 def kept_tokens(
     path: Path, origin: dict[str, Any], make: Callable[[], TokenizedWindows]

@@ -1,4 +1,5 @@
 import json
+from statistics import fmean
 
 import pytest
 import torch
@@ -88,6 +89,8 @@ def test_progress_and_words(windows):
     console.print(report.table())
     assert any("swapped actions" in line and "95% interval" in line for line in report.lines())
     flat, quality = report.flat(), report.quality
+    means = [fmean(quality["world_model"]["all"][figure]) for figure in ("psnr", "ssim")]
+    assert "world model {:.2f} dB, SSIM {:.3f}; tokenizer".format(*means) in report.lines()[0]
     swapped = report.comparison("swapped", "moving").difference.value
     assert flat["psnr_moving_over_swapped"] == swapped
     assert flat["ssim_moving_copy"] == quality["copy"]["moving"]["ssim"][-1]

@@ -12,8 +12,9 @@ A blurred mean of all futures beats `copy` without using the actions at all; onl
 to `swapped` shows that actions matter. Definitions: `docs/metrics.md`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -158,7 +159,7 @@ class WorldModelReport:
         return table
 
     def lines(self) -> list[str]:
-        """The comparisons in words, one a line."""
+        """All frames' means and the comparisons in words, one a line."""
         words = [
             f"{c.region} pixels, frame {c.frame}: world model {c.difference.value:+.2f} dB against "
             f"{LABELS[c.against]} (95% interval {c.difference.interval[0]:+.2f} to "
@@ -171,10 +172,23 @@ class WorldModelReport:
             else "does not listen to its actions enough"
         )
         return [
+            f"all pixels, mean over frames 1 to {self.frames}: {all_frames(self.quality)}",
             *words,
             f"The world model {verdict} (asked: {OVER_COPY_DB:g} dB over copying and "
             f"{OVER_SWAPPED_DB:g} dB over swapped actions, moving pixels).",
         ]
+
+
+def all_frames(quality: Mapping[str, Any]) -> str:
+    """World model and ceiling in words: means of a report's `quality` over frames, all pixels."""
+
+    def words(method: str) -> str:
+        figures = quality[method]["all"]
+        return (
+            f"{LABELS[method]} {fmean(figures['psnr']):.2f} dB, SSIM {fmean(figures['ssim']):.3f}"
+        )
+
+    return "; ".join(map(words, ("world_model", "tokenizer")))
 
 
 def swapped_partners(episode: Tensor, start: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlarft.config import read_yaml
 from vlarft.errors import DataError
-from vlarft.eval.world_model import LABELS, METHODS, OVER_COPY_DB, OVER_SWAPPED_DB
+from vlarft.eval.world_model import LABELS, METHODS, OVER_COPY_DB, OVER_SWAPPED_DB, all_frames
 from vlarft.report.ablations import ablation_report
 from vlarft.report.charts import amount
 from vlarft.report.closed_loop import closed_loop_report
@@ -519,6 +519,7 @@ def _world_model(run: Path, summary: Summary, _metrics: list[Record]) -> ReportD
         environment=_json(run / "environment.json"),
         command=str(summary.get("command", f"vlarft report {run}")),
         notes=[
+            f"Means over frames 1 to {frames}, all pixels: {all_frames(summary['quality'])}.",
             "Moving pixels: largest channel difference to the given frame above 0.1 in any "
             "recorded frame of the window.",
             "Swapped actions: the same frame and noise, with the actions of a window of another "

@@ -28,8 +28,7 @@ simulator=(--jobs "$JOBS")
 if [[ -n ${LIBERO_PYTHON:-} ]]; then simulator+=(--python "$LIBERO_PYTHON"); fi
 seeds=${SEEDS//,/ }
 t=tokenizer_training w=world_model_training
-decoder=(--set "$t.part=decoder" --set "$t.steps=1500" --set "$t.learning_rate=6.0e-4"
-  --set "$t.lpips_weight=0.15" --set "$t.moving_weight=2")
+decoder=(--set "$t.part=decoder" --set "$t.learning_rate=6.0e-4" --set "$t.moving_weight=2")
 on_varied=(--set "$w.steps=3400" --set "$w.learning_rate=1.0e-3" --set "$w.window_stride=2")
 
 say() { printf '== %s\n' "$*"; }
@@ -77,8 +76,11 @@ stage_record() {
 
 stage_pretrain() {
   train tokenizer "$RUNS/tokenizer" --data "$data"
-  train tokenizer "$RUNS/decoder" --data "$data" --start "$RUNS/tokenizer/tokenizer" "${decoder[@]}"
-  train world-model "$RUNS/world" --data "$data" --tokenizer "$RUNS/decoder/tokenizer"
+  train tokenizer "$RUNS/decoder" --data "$data" --start "$RUNS/tokenizer/tokenizer" "${decoder[@]}" \
+    --set "$t.steps=2200" --set "$t.lpips_weight=0.15"
+  train tokenizer "$RUNS/decoder-2" --data "$data" --start "$RUNS/decoder/tokenizer" "${decoder[@]}" \
+    --set "$t.steps=700" --set "$t.lpips_weight=0.05"
+  train world-model "$RUNS/world" --data "$data" --tokenizer "$RUNS/decoder-2/tokenizer"
   # Branches three times: each is one window, a recording at every second start is some sixty.
   train world-model "$RUNS/world-varied" --data "$data" --data "$noisy" --data "$branches" \
     --data "$branches" --data "$branches" --start "$RUNS/world/world" "${on_varied[@]}"

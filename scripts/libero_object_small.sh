@@ -15,14 +15,16 @@
 #   POLICY_STEPS  of cloning before fine-tuning, as gains depend on it: 200 is under-trained; default is
 #                 the configuration's, well-trained. Each has a folder of its own beside one world model.
 #   CONFIG        configs/libero_object_small.yaml: every size and setting, of fine-tuning too.
+#   WORLD         a world model to take in place of training one, vlarft/assets/checkpoints/world-branches
+#                 say, which is bundled: then no noisy episodes and no branches are recorded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${RUNS:-runs/libero_object_small} JOBS=${JOBS:-2} DEVICE=${DEVICE:-cpu}
 SEEDS=${SEEDS:-0,1,2} EPISODES=${EPISODES:-20}
-CONFIG=${CONFIG:-libero_object_small} POLICY_STEPS=${POLICY_STEPS:-}
+CONFIG=${CONFIG:-libero_object_small} POLICY_STEPS=${POLICY_STEPS:-} WORLD=${WORLD:-}
 base=$RUNS/base${POLICY_STEPS:+-$POLICY_STEPS} # of the policy and what is made from it
 data=$RUNS/data noisy=$RUNS/noisy/data branches=$RUNS/branches/data
-world=$RUNS/world-varied/world policy=$base/policy/policy
+world=${WORLD:-$RUNS/world-varied/world} policy=$base/policy/policy
 vlarft=(.venv/bin/vlarft)
 simulator=(--jobs "$JOBS")
 if [[ -n ${LIBERO_PYTHON:-} ]]; then simulator+=(--python "$LIBERO_PYTHON"); fi
@@ -68,13 +70,14 @@ success_and_controls() {
 stage_record() {
   "${vlarft[@]}" record --out "$RUNS/recordings" --frames "$data" --size 64 --episodes 56 \
     --starts standard,moved,moved,moved,moved,moved,swapped "${simulator[@]}"
+  if [[ -n $WORLD ]]; then return; fi
   "${vlarft[@]}" record --out "$RUNS/noisy/recordings" --frames "$noisy" --size 64 --episodes 32 \
     --starts moved --noise 0.2 --max-steps 200 --seed 7 "${simulator[@]}"
   "${vlarft[@]}" data branch "$RUNS/recordings" --out "$RUNS/branches/recordings" "${simulator[@]}"
   "${vlarft[@]}" data render "$RUNS/branches/recordings" --out "$branches" "${simulator[@]}"
 }
 
-stage_pretrain() {
+pretrain_world() {
   train tokenizer "$RUNS/tokenizer" --data "$data"
   train tokenizer "$RUNS/decoder" --data "$data" --start "$RUNS/tokenizer/tokenizer" "${decoder[@]}" \
     --set "$t.steps=2200" --set "$t.lpips_weight=0.15"
@@ -84,6 +87,10 @@ stage_pretrain() {
   # Branches three times: each is one window, a recording at every second start is some sixty.
   train world-model "$RUNS/world-varied" --data "$data" --data "$noisy" --data "$branches" \
     --data "$branches" --data "$branches" --start "$RUNS/world/world" "${on_varied[@]}"
+}
+
+stage_pretrain() {
+  if [[ -z $WORLD ]]; then pretrain_world; fi
   "${vlarft[@]}" data scenes "$data" --out "$RUNS/scenes" --count 1500 "${simulator[@]}"
   train encoder "$RUNS/encoder" --scenes "$RUNS/scenes"
   train policy "$base/policy" --data "$data" --encoder "$RUNS/encoder/encoder" ${POLICY_STEPS:+--set "policy_training.steps=$POLICY_STEPS"}

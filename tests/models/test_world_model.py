@@ -177,6 +177,21 @@ def test_the_bundled_layout_says_what_it_was_trained_on():
     assert layout.action_high == layout.statistics.action_max
 
 
+def test_the_bundled_world_models_share_their_tokens():
+    checkpoints = Path(vlarft.__file__).parent / "assets" / "checkpoints"
+    small, branches = (
+        WorldModel.from_pretrained(checkpoints / name) for name in ("world", "world-branches")
+    )
+    assert branches.layout.action_low == small.layout.action_low
+    assert branches.layout.action_high == small.layout.action_high
+    for ours, theirs in zip(
+        branches.tokenizer.token_makers(), small.tokenizer.token_makers(), strict=True
+    ):
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    decoder, other = branches.tokenizer.decoder.state_dict(), small.tokenizer.decoder.state_dict()
+    assert any(not torch.equal(weight, other[name]) for name, weight in decoder.items())
+
+
 def test_the_orientation_is_read_back_and_compared(world, tmp_path):
     world.save_pretrained(tmp_path)
     rewrite_layout(tmp_path, orientation="raw")

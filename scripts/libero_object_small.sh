@@ -144,4 +144,8 @@ for stage in "${stages[@]}"; do
     exit 2
   fi
 done
+if [[ -n $WORLD && ! -f $WORLD/layout.json ]]; then
+  echo "WORLD=$WORLD: no world model is there (layout.json is missing)" >&2
+  exit 2
+fi
 for stage in "${stages[@]}"; do say "stage $stage"; "stage_$stage"; done

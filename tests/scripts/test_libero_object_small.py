@@ -1,5 +1,8 @@
 """The experiment's one file of settings, and its script's first lines."""
 
+import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -47,6 +50,39 @@ def test_mistakes_name_the_section(tmp_path):
     assert load_config(RFTConfig, file) == RFTConfig()
     with pytest.raises(ConfigError, match="unknown key 'model'"):
         load_config(RFTConfig, "small")  # no section: a file of something else
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_given_world_model_is_not_trained(tmp_path, given):
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / f"{NAME}.sh", tmp_path / "scripts")
+    stub = tmp_path / ".venv/bin/vlarft"
+    stub.parent.mkdir(parents=True)
+    stub.write_text('#!/bin/bash\necho "vlarft $*"\n')
+    stub.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "RUNS": "runs"}
+    if given:
+        environment["WORLD"] = "mine"
+        done = subprocess.run(
+            [script, "pretrain"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "WORLD=mine: no world model is there" in done.stderr
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "layout.json").touch()
+    done = subprocess.run(
+        [script, "record", "pretrain", "rft"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    trained = re.findall(r"vlarft train ([a-z-]+)", done.stdout)
+    of_worlds = ["tokenizer"] * 3 + ["world-model"] * 2
+    assert trained == ([] if given else of_worlds) + ["encoder", "policy"]
+    assert ("data branch" in done.stdout) != given
+    world = "mine" if given else "runs/world-varied/world"
+    assert f"vlarft rft --world {world} " in done.stdout
 
 
 def test_the_script_refuses_unknown_stages():

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+WIDTH_OF_FILES = 1000  # columns where tables take what they need
+
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
@@ -21,9 +23,15 @@ Python = Annotated[
 ]
 
 
-def console_for(json_file: str | None) -> Console:
-    """Standard output, or standard error when standard output carries JSON."""
-    return Console(stderr=json_file == "-")
+def console_for(json_file: str | None = None) -> Console:
+    """Standard output, or standard error when standard output carries JSON.
+
+    Where no terminal sets a width (a pipe, a file), tables are as wide as they need.
+    """
+    console = Console(stderr=json_file == "-")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_OF_FILES
+    return console
 
 
 def say(console: Console, line: str) -> None:

@@ -118,6 +118,15 @@ def test_dry_run_counts_and_runs_nothing(capsys):
     assert decode["seconds"] > 0
 
 
+def test_tables_are_whole_where_no_terminal_sets_a_width(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    arguments = ["bench", "run", "--dry-run", "--device", "cuda", "--dtype", "bfloat16"]
+    assert run_command([*arguments, "--case", "small-1x16", "--stage", "imagine"]) == 0
+    out = capsys.readouterr().out
+    assert all(f" {column} " in out for column in ("us a pass", "of kernels", "seconds"))
+    assert max(map(len, out.splitlines())) > 80
+
+
 def test_dry_run_counts_a_narrow_cache(capsys):
     arguments = ["bench", "run", "--dry-run", "--device", "cuda", "--dtype", "bfloat16"]
     found = []

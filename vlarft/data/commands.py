@@ -26,7 +26,7 @@ from vlarft.data.scenes import draw_scenes
 from vlarft.data.statistics import Statistics, compute_statistics
 from vlarft.data.subset import subset_files
 from vlarft.errors import ConfigError, DataError
-from vlarft.terminal import Jobs, JsonFile, Python, write_result
+from vlarft.terminal import Jobs, JsonFile, Python, console_for, write_result
 
 app = typer.Typer(no_args_is_help=True, help="LIBERO demonstrations: look, cut, draw, measure.")
 
@@ -205,7 +205,7 @@ def stats_command(
 def _result(value: Any, json_file: str | None, table: Callable[[], Table]) -> None:
     """Print a table, or JSON alone when it goes to standard output."""
     if json_file != "-":
-        Console().print(table())
+        console_for().print(table())
     write_result(json_file, value)
 
 

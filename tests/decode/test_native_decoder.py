@@ -101,11 +101,11 @@ def test_the_engine_says_what_runs_and_gives_memory_back():
     assert f"{_native.Convolution(torch.ones(1, 1, 1, 1), torch.ones(1)).kernels} conv" in path
     frames = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     tokens = torch.randint(0, engine.world.frame_codes, (1, 1, 2, engine.world.frame_tokens))
-    packed = engine._decoder.nbytes
+    packed = engine._parts.decoder.nbytes
     engine.decode(engine.encode(frames), tokens)
-    assert engine._decoder.nbytes > packed
+    assert engine._parts.decoder.nbytes > packed
     engine.release()
-    assert engine._decoder.nbytes == packed
+    assert engine._parts.decoder.nbytes == packed
 
 
 @pytest.mark.parametrize("name", _native.built_kernels())

@@ -35,13 +35,13 @@ def test_pixels_are_clamped_to_the_unit_range(frames):
 
 def test_equal_frames_of_a_scene_are_rendered_once(engine, scenes, monkeypatch):
     rendered = []
-    original = engine._decoder.decode_frames
+    original = engine._parts.decoder.decode_frames
 
     def counting(features, tokens):
         rendered.append(tokens.shape[0] * tokens.shape[1])
         return original(features, tokens)
 
-    monkeypatch.setattr(engine._decoder, "decode_frames", counting)
+    monkeypatch.setattr(engine._parts.decoder, "decode_frames", counting)
     tokens = random_tokens(engine, 3, 1, 2).expand(-1, 4, -1, -1)
     out = engine.decode(scenes, tokens)
     assert sum(rendered) == 6
@@ -55,7 +55,7 @@ def test_equal_frames_of_a_scene_are_rendered_once(engine, scenes, monkeypatch):
 
 def test_micro_batches_render_the_same(world, engine, frames, scenes):
     small = RolloutEngine(world, metric="lpips-alex", memory_limit="12MiB")
-    assert small._decode_batch < 8 < engine._decode_batch
+    assert small._planner.decode_batch < 8 < engine._planner.decode_batch
     tokens = random_tokens(engine, 3, 2, 4)
     expected = engine.decode(scenes, tokens)
     assert torch.allclose(small.decode(small.encode(frames), tokens), expected, atol=1e-5)

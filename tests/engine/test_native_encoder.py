@@ -74,8 +74,8 @@ def test_tokens_of_trained_weights():
 def test_the_engine_encodes_natively_and_counts_its_weights(world):
     native = RolloutEngine(world, backend="native", metric="lpips-alex", memory_limit="1GiB")
     reference = RolloutEngine(world, backend="reference", metric="lpips-alex", memory_limit="1GiB")
-    assert isinstance(native._encoder, NativeEncoder)
-    assert native.plan(1, 1).bytes["weights"] > native._encoder.nbytes
+    assert isinstance(native._parts.encoder, NativeEncoder)
+    assert native.plan(1, 1).bytes["weights"] > native._parts.encoder.nbytes
     frames = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
     ours, theirs = native.encode(frames), reference.encode(frames)
     assert (ours.context == theirs.context).float().mean() >= 0.99

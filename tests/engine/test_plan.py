@@ -29,7 +29,7 @@ def test_bytes_grow_with_what_is_asked(engine):
         engine.plan(4, 4).bytes["prompt keys and values"]
         == 2 * base.bytes["prompt keys and values"]
     )
-    size = engine._size
+    size = engine._planner.size
     row = 2 * size.layers * size.kv_heads * size.head_dim * (8 * (7 + size.frame_tokens) - 1) * 4
     assert base.bytes["suffix keys and values"] == 2 * 5 * row
     assert engine.plan(2, 4, expert=False).bytes["suffix keys and values"] == 2 * 4 * row
@@ -39,13 +39,13 @@ def test_bytes_grow_with_what_is_asked(engine):
 def test_the_planned_caches_are_the_allocated_ones(engine, scenes, actions):
     engine.imagine(scenes, actions)
     plan = engine.plan(3, 4, expert=False)
-    assert engine._held() == plan.bytes["suffix keys and values"]
+    assert engine._parts.held_bytes == plan.bytes["suffix keys and values"]
     held = scenes.prefix.keys.nbytes + scenes.prefix.values.nbytes
     assert held == plan.bytes["prompt keys and values"]
 
 
 def test_a_narrow_cache_is_planned_where_it_is_stored(engine):
-    size = engine._size
+    size = engine._planner.size
     narrow = replace(size, cache_element=1)
     assert 4 * narrow.prefix_scene == size.prefix_scene
     assert 4 * narrow.suffix_row(8) == size.suffix_row(8)

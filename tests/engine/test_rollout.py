@@ -178,10 +178,10 @@ def test_release_frees_what_is_cached(world, frames, actions, expert):
     ) as engine:
         scenes = engine.encode(frames)
         before = engine.rollout(scenes, actions, expert).l1
-        assert engine._suffix is not None
+        assert engine._parts._suffix is not None
         assert scenes.prefix is not None
-    assert engine._suffix is None
-    assert engine._metric is None
+    assert engine._parts._suffix is None
+    assert engine._parts._metric is None
     assert scenes.prefix is None
     assert scenes.decoder_features is None
     assert torch.equal(engine.rollout(scenes, actions, expert).l1, before)

@@ -87,6 +87,6 @@ def test_the_plan_says_what_it_chose(native, frames, actions, expert):
 def test_release_gives_the_buffers_back(native, frames, actions):
     native.imagine(native.encode(frames), actions)
     plan = native.plan(3, 4, expert=False)
-    assert native._held() > plan.bytes["suffix keys and values"]
+    assert native._parts.held_bytes > plan.bytes["suffix keys and values"]
     native.release()
-    assert native._held() == 0
+    assert native._parts.held_bytes == 0

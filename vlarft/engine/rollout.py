@@ -1,6 +1,5 @@
 """RolloutEngine: encode > imagine > decode > compare, and all four as `rollout`."""
 
-import copy
 import logging
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,27 +15,20 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlarft.engine import plan as planning
-from vlarft.engine.accelerated import PairMetric
 from vlarft.engine.checks import check_shape, check_tokens
 from vlarft.engine.compare import (
     Distances,
-    Embedder,
     check_comparable,
-    check_metric,
     check_reference,
     compare_frames,
-    load_metric,
-    runs_natively,
 )
-from vlarft.engine.decode import Decoder, decode_tokens, new_frames, scene_features
-from vlarft.engine.encode import FrameEncoder, check_frames, encode_frames
+from vlarft.engine.decode import decode_tokens, new_frames, scene_features
+from vlarft.engine.encode import check_frames, encode_frames
 from vlarft.engine.imagine import Imagined, check_actions, imagine_group, prefill_scenes
-from vlarft.engine.native import Generator, Prompts
-from vlarft.engine.native_decoder import NativeDecoder
-from vlarft.engine.native_encoder import NativeEncoder
-from vlarft.engine.native_metric import NativeLPIPS
-from vlarft.engine.plan import Plan
+from vlarft.engine.native import Prompts
+from vlarft.engine.parts import Parts
+from vlarft.engine.plan import Plan, parse_bytes
+from vlarft.engine.planner import Planner
 from vlarft.engine.resolve import (
     resolve_backend,
     resolve_cache_dtype,
@@ -45,17 +37,15 @@ from vlarft.engine.resolve import (
 )
 from vlarft.engine.sampling import Sampling
 from vlarft.engine.scenes import Scenes, scene_keys
-from vlarft.engine.speculate import SOURCES, Shape, Speculation
-from vlarft.engine.stats import Stopwatch, nvtx_range, peak_resident_bytes, resident_bytes
+from vlarft.engine.speculate import SOURCES
+from vlarft.engine.stats import Stopwatch, nvtx_range, resident_bytes
 from vlarft.engine.stream import Stream
-from vlarft.engine.team import Team
 from vlarft.errors import CheckpointError, ConfigError, ShapeError
-from vlarft.models.lpips import LPIPS
-from vlarft.models.tokenizer import DecoderFeatures, Tokenizer
+from vlarft.models.tokenizer import DecoderFeatures
 from vlarft.models.world_model import WorldModel
 from vlarft.reference.attention import causal_attention
 from vlarft.reference.compare import Metric
-from vlarft.reference.imagine import Prefix, Suffix, Weights, load_weights
+from vlarft.reference.imagine import Prefix
 
 log = logging.getLogger("vlarft")
 
@@ -132,7 +122,7 @@ class RolloutEngine:
         attention: str = "sdpa",
     ) -> None:
         # What the process held without the engine; the world's transformer is part of the plan.
-        self._outside = resident_bytes() - sum(
+        outside = resident_bytes() - sum(
             p.nbytes for p in world.transformer.parameters() if p.device.type == "cpu"
         )
         self.device = resolve_device(device)
@@ -141,67 +131,17 @@ class RolloutEngine:
         self.backend, reason = resolve_backend(
             backend, self.device, attention, world.transformer.config
         )
-        check_metric(metric)
-        self.metric = metric if isinstance(metric, str) else type(metric).__name__
-        self._metric_source, self._metric_file = (
-            metric,
-            None if metric_file is None else str(metric_file),
-        )
-        self._metric: Embedder | None = None
-        self._limit = None if memory_limit is None else planning.parse_bytes(memory_limit)
+        limit = None if memory_limit is None else parse_bytes(memory_limit)
         self._attention = causal_attention(attention, self.device, self.dtype)
-        longest = world.sequence_length(world.layout.frames)
-        self._weights: Weights | Generator
-        if self.backend == "native":
-            self._weights = Generator(
-                world.transformer,
-                world.frame_codes,
-                longest,
-                self.dtype,
-                self.device,
-                self.cache_dtype,
-            )
-        else:
-            self._weights = load_weights(
-                world.transformer,
-                world.frame_codes,
-                longest,
-                self.device,
-                self.dtype,
-                self.cache_dtype,
-            )
-        tokenizer = _own_tokenizer(world.tokenizer, self.device, torch.float32)
-        self._plain_decoder = (
-            tokenizer
-            if self.dtype == torch.float32
-            else _own_tokenizer(world.tokenizer, self.device, self.dtype)
+        self._parts = Parts(
+            world, self.backend, self.device, self.dtype, self.cache_dtype, metric, metric_file
         )
-        self._team = Team()
-        self._encoder: FrameEncoder = tokenizer
-        self._decoder: Decoder = self._plain_decoder
-        if self.backend == "native":
-            features = self._plain_decoder.decoder_features
-            if self.device.type == "cuda":
-                # Imported where it is used: it imports Triton.
-                from vlarft.engine.gpu_decoder import GpuDecoder
-
-                self._decoder = GpuDecoder(tokenizer, self.dtype, features)
-            else:
-                self._encoder = NativeEncoder(tokenizer, self._team)
-                self._decoder = NativeDecoder(tokenizer, self.dtype, features, self._team)
-        self.world = WorldModel(tokenizer, world.transformer, world.layout)
-        self._suffix: tuple[tuple[int, int, int], Suffix] | None = None
+        self.metric, self.world = self._parts.metric_name, self._parts.world
+        self._planner = Planner(self._parts, self.device, limit, outside)
         self._filled: weakref.WeakSet[Scenes] = weakref.WeakSet()
-        self._rates: dict[str, float] = {}  # of the last rollout, seconds a row and frame
-        self._size = self._footprint()
-        self._speculation = (
-            Speculation(self._weights.rates, self._size.suffix_row, self._weights.scenes_at_once)
-            if isinstance(self._weights, Generator)
-            else None
-        )
         if backend == "auto":
             why = f" ({reason})" if reason else ""
-            log.info("engine: %s, %s on %s%s", self._kernel_path, dtype, self.device, why)
+            log.info("engine: %s, %s on %s%s", self._parts.kernels, dtype, self.device, why)
 
     @classmethod
     def load(cls, folder: str | Path, **options: Any) -> Self:
@@ -242,9 +182,10 @@ class RolloutEngine:
         """
         pixels = check_frames(frames, self.world.tokenizer.config.resolution)
         noise_keys = scene_keys(keys, len(pixels), self.device)
-        batch = planning.batch_size(self._size.encode_frame, self.device.type, self.memory_limit)
         with torch.inference_mode():
-            context, first = encode_frames(self._encoder, pixels, batch, self.device)
+            context, first = encode_frames(
+                self._parts.encoder, pixels, self._planner.encode_batch, self.device
+            )
         return Scenes(context.clone(), first.clone(), noise_keys)
 
     def scenes_from_tokens(
@@ -298,7 +239,7 @@ class RolloutEngine:
         watch = Stopwatch(self.device)
         actions, expert_actions = self._check_actions(scenes, actions, expert_actions)
         sampling = sampling or Sampling()
-        plan = self._check_plan(
+        plan = self._planner.plan(
             len(scenes),
             actions.shape[1],
             actions.shape[2],
@@ -330,7 +271,11 @@ class RolloutEngine:
         with torch.inference_mode():
             features = self._features(scenes)
             decode_tokens(
-                self._decoder, features, codes.flatten(1, 2), self._decode_batch, out.flatten(1, 2)
+                self._parts.decoder,
+                features,
+                codes.flatten(1, 2),
+                self._planner.decode_batch,
+                out.flatten(1, 2),
             )
         return out
 
@@ -352,10 +297,9 @@ class RolloutEngine:
         """
         check_comparable(frames, reference)
         frames, reference = (t.detach().to(self.device, torch.float32) for t in (frames, reference))
-        groups = planning.scenes_at_once(self._size, frames.shape[2], self.memory_limit)
+        groups, batch = self._planner.scenes_at_once(frames.shape[2]), self._planner.compare_batch
         with torch.inference_mode():
-            metric = self._loaded_metric()
-            near, far = compare_frames(metric, frames, reference, groups, self._compare_batch)
+            near, far = compare_frames(self._parts.metric, frames, reference, groups, batch)
         return Distances(near.clone(), far.clone())
 
     # --- all of it --------------------------------------------------------------------------
@@ -411,7 +355,7 @@ class RolloutEngine:
             reference = reference.detach().to(self.device, torch.float32)
         expert = expert_actions is not None
         rollouts, frames = actions.shape[1:3]
-        plan = self._check_plan(
+        plan = self._planner.plan(
             len(scenes), rollouts, frames, expert, "frames" in keep, sampling.speculate
         )
         shown = _check_times(times, frames, keep)
@@ -439,6 +383,7 @@ class RolloutEngine:
                 kept["frames"] = kept_frames[:, : actions.shape[1]]
                 kept["expert_frames"] = kept_frames[:, -1] if expert else None
         l1, perceptual = torch.stack(near), torch.stack(far)
+        self._planner.learn(plan, expert, watch.seconds, generated)
         stats = self._stats(watch, counts, plan, generated, expert)
         return RolloutResult(l1.mean(0), perceptual.mean(0), l1, perceptual, stats=stats, **kept)
 
@@ -476,17 +421,11 @@ class RolloutEngine:
             )
         if speculate not in SOURCES:
             raise ConfigError(f"speculate = '{speculate}'; allowed: {', '.join(SOURCES)}")
-        return self._check_plan(scenes, rollouts, frames, expert, "frames" in keep, speculate)
+        return self._planner.plan(scenes, rollouts, frames, expert, "frames" in keep, speculate)
 
     def release(self) -> None:
         """Give cached memory back: suffix caches, buffers, metric, and what scenes hold."""
-        self._suffix = None
-        if isinstance(self._weights, Generator):
-            self._weights.release()
-        self._metric = None
-        if not isinstance(self._decoder, Tokenizer):
-            self._decoder.release()
-        self._team.release()
+        self._parts.release()
         for scenes in list(self._filled):
             scenes.release()
         self._filled.clear()
@@ -507,14 +446,12 @@ class RolloutEngine:
     @property
     def capture_seconds(self) -> float:
         """Seconds that a GPU's graphs took to capture so far; 0 on a CPU."""
-        return self._weights.capture_seconds if isinstance(self._weights, Generator) else 0.0
+        return self._parts.capture_seconds
 
     @property
     def memory_limit(self) -> int:
         """Bytes that the engine may hold, its weights included."""
-        if self._limit is not None:
-            return self._limit
-        return planning.free_memory(self.device) + self._size.weights + self._held()
+        return self._planner.memory_limit
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -540,15 +477,18 @@ class RolloutEngine:
         plan: Plan,
     ) -> Imagined:
         scene_count, rollouts, frames = actions.shape[:3]
+        positions = self._planner.size.suffix_positions(frames)
         with torch.inference_mode():
             with watch.stage("prefill"):
                 prefix = self._prefix(scenes)
             with watch.stage("imagine"):
                 imagined = imagine_group(
                     self.world,
-                    self._weights,
+                    self._parts.weights,
                     prefix,
-                    self._workspace(scene_count, rollouts + int(expert is not None), frames),
+                    self._parts.workspace(
+                        scene_count, rollouts + int(expert is not None), positions
+                    ),
                     scenes.keys,
                     actions,
                     expert,
@@ -575,26 +515,26 @@ class RolloutEngine:
     ) -> tuple[Tensor, Tensor]:
         """Stream decode into compare, some scenes at a time: distances float32 [P,N,T] twice."""
         times = imagined.tokens.shape[2]
-        step = planning.scenes_at_once(self._size, times, self.memory_limit)
+        step = self._planner.scenes_at_once(times)
         tokens = imagined.tokens
         if imagined.expert_tokens is not None:
             tokens = torch.cat((tokens, imagined.expert_tokens[:, None]), dim=1)
         with watch.stage("decode"):
             features = self._features(scenes)
         with watch.stage("compare"):
-            metric = self._loaded_metric()
+            metric = self._parts.metric
         parts = []
         for first in range(0, len(scenes), step):
             some = slice(first, first + step)
             group = Stream(
-                decoder=self._decoder,
+                decoder=self._parts.decoder,
                 metric=metric,
                 features=features.select(some),
                 tokens=tokens[some],
                 reference=None if reference is None else reference[some],
                 frames=None if frames is None else frames[some],
-                decode_batch=self._decode_batch,
-                compare_batch=self._compare_batch,
+                decode_batch=self._planner.decode_batch,
+                compare_batch=self._planner.compare_batch,
                 watch=watch,
             )
             parts.append(group.distances())
@@ -605,49 +545,22 @@ class RolloutEngine:
     def _prefix(self, scenes: Scenes) -> Prefix | Prompts:
         self._own(scenes)
         if scenes.prefix is None:
-            scenes.prefix = prefill_scenes(self.world, self._weights, scenes, self._attention)
+            scenes.prefix = prefill_scenes(self.world, self._parts.weights, scenes, self._attention)
         return scenes.prefix
 
     def _features(self, scenes: Scenes) -> DecoderFeatures:
         self._own(scenes)
         if scenes.decoder_features is None:
-            scenes.decoder_features = scene_features(self._decoder, scenes, self._decode_batch)
+            scenes.decoder_features = scene_features(
+                self._parts.decoder, scenes, self._planner.decode_batch
+            )
         return scenes.decoder_features
 
     def _own(self, scenes: Scenes) -> None:
-        if scenes.owner is not self._weights:
+        if scenes.owner is not self._parts.weights:
             scenes.release()  # what another engine computed belongs to its weights
-            scenes.owner = self._weights
+            scenes.owner = self._parts.weights
         self._filled.add(scenes)
-
-    def _workspace(self, scenes: int, members: int, frames: int) -> Suffix | None:
-        if isinstance(self._weights, Generator):
-            return None
-        shape = (scenes, members, frames)
-        if self._suffix is None or self._suffix[0] != shape:
-            self._suffix = None  # freed before the next one is allocated
-            positions = self._size.suffix_positions(frames)
-            self._suffix = (shape, Suffix(self._weights, scenes, members, positions))
-        return self._suffix[1]
-
-    def _loaded_metric(self) -> Embedder:
-        if self._metric is None:
-            accelerate = self._accelerate if self.backend == "native" else None
-            self._metric = load_metric(
-                self._metric_source,
-                self._metric_file,
-                self.device,
-                self.world.tokenizer,
-                accelerate,
-            )
-        return self._metric
-
-    def _accelerate(self, lpips: LPIPS) -> PairMetric:
-        if self.device.type == "cuda":
-            from vlarft.engine.gpu_metric import GpuLPIPS  # imports Triton
-
-            return GpuLPIPS(lpips, self.dtype)
-        return NativeLPIPS(lpips, self._team)
 
     def _new_kept_frames(self, imagined: Imagined, wanted: bool) -> Tensor | None:
         if not wanted:
@@ -657,94 +570,6 @@ class RolloutEngine:
         size = self.world.tokenizer.config.resolution
         return new_frames(scenes, members, times, size, self.device)
 
-    @property
-    def _decode_batch(self) -> int:
-        return planning.batch_size(self._size.decode_frame, self.device.type, self.memory_limit)
-
-    @property
-    def _compare_batch(self) -> int:
-        return planning.batch_size(self._size.metric_work, self.device.type, self.memory_limit)
-
-    @property
-    def _kernel_path(self) -> str:
-        if isinstance(self._weights, Generator):
-            path = f"native: {self._weights.kernels} kernels"
-            if not isinstance(self._decoder, Tokenizer):
-                path += f", {self._decoder.kernels} convolutions in decode"
-            if runs_natively(self._metric_source):
-                path += " and compare"
-            return path
-        return "reference: plain PyTorch"
-
-    @property
-    def _narrow_cache(self) -> bool:
-        """Whether keys and values are stored in `cache_dtype`, not only rounded to it."""
-        on_gpu = self.backend == "native" and self.device.type == "cuda"
-        return self.cache_dtype is not None and on_gpu
-
-    def _held(self) -> int:
-        if isinstance(self._weights, Generator):
-            return self._weights.held_bytes
-        if self._suffix is None:
-            return 0
-        suffix = self._suffix[1]
-        return suffix.keys.nbytes + suffix.values.nbytes
-
-    def _shape(self, scenes: int, members: int, frames: int) -> Shape:
-        size = self._size
-        return Shape(scenes, members, size.prompt, frames, size.action_dim, size.frame_tokens)
-
-    def _check_plan(
-        self, scenes: int, rollouts: int, frames: int, expert: bool, kept: bool, speculate: str
-    ) -> Plan:
-        limit = self.memory_limit
-        shape = self._shape(scenes, rollouts + int(expert), frames)
-        width = 1
-        guesses: tuple[str, ...] = ()
-        if self._speculation is not None:
-            width, guesses = self._speculation.choose(shape, speculate)
-
-        def purposes(p: int, n: int) -> tuple[dict[str, int], int]:
-            """Bytes of a rollout by purpose, and the work of imagining alone."""
-            need = planning.bytes_by_purpose(self._size, p, n, frames, expert, kept, limit)
-            some = self._shape(p, n + int(expert), frames)
-            if not isinstance(self._weights, Generator):
-                return need, self._size.imagine_work(some.rows, frames)
-            own = self._weights.plan(some, width=width, guesses=guesses)
-            imagining = own["work"]
-            judged = planning.judge_work(self._size, p, some.rows, frames, limit)
-            own["work"] += judged  # its buffers stay while frames are decoded
-            need.update({k: v for k, v in own.items() if k != "weights"})
-            return need, imagining
-
-        planning.check_fits(lambda p, n: sum(purposes(p, n)[0].values()), scenes, rollouts, limit)
-        need, imagining = purposes(scenes, rollouts)
-        imagine = imagining + sum(need[name] for name in planning.KEPT_WHILE_IMAGINING)
-        dtype = str(self.dtype).removeprefix("torch.")
-        cache = "two-level cache"
-        if self.cache_dtype is not None:
-            how = "in" if self._narrow_cache else "rounded to"
-            cache += f" {how} {str(self.cache_dtype).removeprefix('torch.')}"
-        path = f"{self._kernel_path}, {cache}, {dtype} on {self.device}"
-        return Plan(
-            scenes=scenes,
-            rollouts=rollouts,
-            frames=frames,
-            bytes=need,
-            imagine_bytes=imagine,
-            limit=limit,
-            kernel_path=path,
-            seconds=self._predicted(shape, width),
-            width=width,
-            guesses=guesses,
-        )
-
-    def _predicted(self, shape: Shape, width: int) -> dict[str, float]:
-        seconds = {stage: rate * shape.rows * shape.frames for stage, rate in self._rates.items()}
-        if self._speculation is not None:
-            seconds["imagine"] = self._speculation.seconds(shape, width)
-        return seconds
-
     def _stats(
         self,
         watch: Stopwatch,
@@ -753,22 +578,8 @@ class RolloutEngine:
         generated: Sequence[dict[str, Any]],
         expert: bool,
     ) -> dict[str, Any]:
-        shape = self._shape(plan.scenes, plan.rollouts + int(expert), plan.frames)
-        draws = len(generated)
-        seconds = dict(watch.seconds)
-        self._rates = {
-            stage: seconds[stage] / (draws * shape.rows * plan.frames)
-            for stage in ("imagine", "decode", "compare")
-        }
-        if self._speculation is not None:
-            self._speculation.learn(shape, seconds["imagine"] / draws, generated[-1])
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-            if isinstance(self._weights, Generator):  # its memory is not torch's
-                peak += self._weights.nbytes + self._weights.held_bytes
-                peak += plan.bytes["prompt keys and values"]
-        else:
-            peak = peak_resident_bytes() - self._outside
+        seconds, draws = dict(watch.seconds), len(generated)
+        rows = plan.scenes * (plan.rollouts + int(expert))
         guesses: dict[str, tuple[int, int]] = {}
         for one in generated:
             for source, (right, tried) in one["guesses"].items():
@@ -781,53 +592,16 @@ class RolloutEngine:
             "capture_seconds": self.capture_seconds,
             "width": plan.width,
             "passes": sum(one["passes"] for one in generated),
-            "tokens": draws * shape.rows * plan.frames * self.world.frame_tokens,
+            "tokens": draws * rows * plan.frames * self.world.frame_tokens,
             "tokens_per_pass": sum(one["accepted_per_pass"] for one in generated) / draws,
             "wasted_tokens": sum(one["wasted_tokens"] for one in generated),
             "guesses": guesses,
             "frames": counts["frames"],
             "frames_rendered": counts["rendered"],
             "frames_deduplicated": counts["frames"] - counts["rendered"],
-            "peak_bytes": int(peak),
+            "peak_bytes": self._planner.peak_bytes(plan),
             "planned_bytes": plan.total,
         }
-
-    def _footprint(self) -> planning.Footprint:
-        config, tokenizer = self.world.transformer.config, self.world.tokenizer.config
-        held: list[Tensor] = list(self._plain_decoder.parameters())
-        decoder = None if isinstance(self._decoder, Tokenizer) else self._decoder
-        own = 0 if decoder is None else decoder.nbytes
-        own += self._encoder.nbytes if isinstance(self._encoder, NativeEncoder) else 0
-        native = self.backend == "native" and runs_natively(self._metric_source)
-        if isinstance(self._weights, Generator):
-            own += self._weights.nbytes
-        else:
-            held += self._weights.tensors
-        if self._plain_decoder is not self.world.tokenizer:
-            held += list(self.world.tokenizer.parameters())
-        held += [p for p in self.world.transformer.parameters() if p.device == self.device]
-        return planning.Footprint(
-            weights=own + sum(t.nbytes for t in held),
-            metric_weights=planning.metric_bytes(self.metric, native),
-            element=self.dtype.itemsize,
-            cache_element=1 if self._narrow_cache else self.dtype.itemsize,
-            layers=int(config.num_hidden_layers),
-            heads=self._weights.heads,
-            kv_heads=self._weights.kv_heads,
-            head_dim=self._weights.head_dim,
-            hidden=int(config.hidden_size),
-            intermediate=int(config.intermediate_size),
-            codes=self.world.frame_codes,
-            prompt=self.world.prompt_length,
-            frame_tokens=self.world.frame_tokens,
-            action_dim=self.world.layout.action_dim,
-            resolution=tokenizer.resolution,
-            latent=tokenizer.latent_size,
-            widths=tuple(tokenizer.block_out_channels),
-            metric=self.metric,
-            device=self.device.type,
-            canvas=0 if decoder is None else decoder.work_bytes,
-        )
 
 
 def _check_times(
@@ -843,10 +617,3 @@ def _check_times(
     if "frames" in keep:
         raise ConfigError("rollout: keep=('frames',) keeps all frames; leave times out")
     return chosen
-
-
-def _own_tokenizer(tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> Tokenizer:
-    own = copy.deepcopy(tokenizer).eval().requires_grad_(False)
-    own.to(device, dtype)
-    own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return own

@@ -131,7 +131,7 @@ PY
 
 stage_success() {
   success_and_controls moved --starts moved
-  success standard --starts standard
+  success_and_controls standard --starts standard
 }
 
 stage_perturb() { success_and_controls perturbed --starts standard --perturb combined-minor; }

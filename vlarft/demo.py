@@ -324,6 +324,7 @@ def show_policies(
             bench.validation,
             middles,
             make_sampling(config.sampling).model_copy(update={"seed": config.evaluation.seed}),
+            drawn=config.evaluation.starts > 0,
         )
     save_scenes(run, scenes)
 

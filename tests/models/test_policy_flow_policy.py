@@ -19,7 +19,7 @@ from vlarft.models.flow_policy import (
     FlowTrace,
     build_policy,
 )
-from vlarft.models.policy import Observation, Policy, Proposal, Share
+from vlarft.models.policy import Observation, Policy, Proposal, Share, Start
 
 
 def with_config(policy: FlowPolicy, **changes: object) -> FlowPolicy:
@@ -124,7 +124,7 @@ def test_sampling_is_addressed_by_the_generator_and_leaves_global_state_alone() 
 
 def test_a_shared_start_serves_a_scene_and_is_scored_like_any_other() -> None:
     policy, observation = tiny(), observe(2)
-    proposal = policy.sample(observation, 4, generator(), shared_start=True)
+    proposal = policy.sample(observation, 4, generator(), start="shared")
     start = proposal.trace.chain[:, :, 0]
     assert torch.equal(start, start[:, :1].expand_as(start))
     assert not torch.equal(start[0], start[1])  # one a scene, not one for all
@@ -134,14 +134,27 @@ def test_a_shared_start_serves_a_scene_and_is_scored_like_any_other() -> None:
     assert not torch.equal(own[:, 0], own[:, 1])
 
 
-@pytest.mark.parametrize("shared_start", [False, True])
-def test_a_share_of_a_batch_gets_the_noise_of_its_scenes(shared_start: bool) -> None:
+def test_the_mean_start_explores_around_what_is_executed() -> None:
+    policy, observation = with_config(shaken(tiny()), noisy_steps=1), observe(2)
+    for bound in (policy.sigma_net.log_std_min, policy.sigma_net.log_std_max):
+        bound.fill_(math.log(1e-5))
+    proposal = policy.sample(observation, 4, generator(), start="mean")
+    other = policy.sample(observation, 4, generator(9), start="mean")
+    assert torch.equal(proposal.trace.chain[:, :, 0], other.trace.chain[:, :, 0])
+    executed = policy.act(observation)[:, None].expand_as(proposal.actions)
+    torch.testing.assert_close(proposal.actions, executed, rtol=0, atol=1e-3)
+    drawn = policy.sample(observation, 4, generator(), start="shared")
+    assert (drawn.actions - executed).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("start", ["independent", "shared", "mean"])
+def test_a_share_of_a_batch_gets_the_noise_of_its_scenes(start: Start) -> None:
     policy, observation = shaken(tiny()), observe(5)
-    whole = policy.sample(observation, 3, generator(), shared_start=shared_start)
+    whole = policy.sample(observation, 3, generator(), start=start)
     actions = torch.rand((5, 8, 7), generator=generator()) - 0.5
     for rows in (torch.tensor([3, 0, 4]), torch.tensor([1, 2])):
         own, share = observation.select(rows), Share(rows, 5)
-        part = policy.sample(own, 3, generator(), shared_start=shared_start, share=share)
+        part = policy.sample(own, 3, generator(), start=start, share=share)
         assert torch.equal(part.trace.chain[:, :, 0], whole.trace.chain[rows][:, :, 0])
         # Later states pass through matrix products, whose rounding may depend on the batch.
         torch.testing.assert_close(part.actions, whole.actions[rows], rtol=0, atol=1e-5)
@@ -404,7 +417,7 @@ def test_observation_checks_and_selects() -> None:
 def test_only_the_last_steps_are_stochastic_and_scored(noisy: int) -> None:
     policy = with_config(shaken(tiny()), noisy_steps=noisy)
     observation = observe(2)
-    proposal = policy.sample(observation, 4, generator(), shared_start=True)
+    proposal = policy.sample(observation, 4, generator(), start="shared")
     chain = proposal.trace.chain
     assert chain.shape[2] == noisy + 1
     start = chain[:, :, 0]  # the end of the ODE from one start a scene
@@ -425,13 +438,13 @@ def test_the_deterministic_steps_are_those_of_act() -> None:
     x = start
     for k in range(9):
         x = x - policy._velocity(k, x, flow) / 10
-    proposal = policy.sample(observation, 2, generator(3), shared_start=True)
+    proposal = policy.sample(observation, 2, generator(3), start="shared")
     torch.testing.assert_close(proposal.trace.chain[:, :1, 0], x, rtol=1e-5, atol=1e-5)
 
 
 def test_correlated_noise_keeps_each_entry_s_spread() -> None:
     policy = with_config(build_policy("tiny", STATISTICS), noisy_steps=1, noise_correlation=0.75)
-    chain = policy.sample(observe(1), 4000, generator(), shared_start=True).trace.chain
+    chain = policy.sample(observe(1), 4000, generator(), start="shared").trace.chain
     step = chain[0, :, 1] - chain[0, :, 0]  # [n, T, A]
     sigma = math.sqrt(0.08 * 0.2)
     assert step.std(0).sub(sigma).abs().max() < 0.05 * sigma

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlarft.data.libero import Episode
 from vlarft.data.windows import Windows
 from vlarft.models.layout import Layout
-from vlarft.models.policy import LogProb, Observation, Proposal, Share
+from vlarft.models.policy import LogProb, Observation, Proposal, Share, Start
 from vlarft.rft.randomness import seed_for
 
 T, A, SIDE = 4, 7, 8
@@ -136,10 +136,10 @@ class MockPolicy(nn.Module):
         n: int,
         generator: torch.Generator,
         *,
-        shared_start: bool = False,
+        start: Start = "independent",
         share: Share | None = None,
     ) -> Proposal:
-        self.shared_start = shared_start
+        self.start = start
         mean = self._mean(observation)[:, None]
         noise = share_of(share, len(observation), generator, n, T, A)
         chain = mean + self.log_sigma.exp() * noise

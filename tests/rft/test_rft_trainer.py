@@ -613,11 +613,11 @@ def test_reward_frames_beyond_the_windows_are_refused():
         Trainer(MockEngine(), MockPolicy(), make_windows(), configure("reward.frames=[2,99]"))
 
 
-@pytest.mark.parametrize("start", ["shared", "independent"])
+@pytest.mark.parametrize("start", ["shared", "independent", "mean"])
 def test_the_start_of_a_group_is_the_configured_one(start):
     policy = MockPolicy()
     Trainer(MockEngine(), policy, make_windows(), configure(f"start={start}")).run_step()
-    assert policy.shared_start == (start == "shared")
+    assert policy.start == start
 
 
 def test_a_policy_without_shared_starts_runs_with_independent_ones():
@@ -626,7 +626,7 @@ def test_a_policy_without_shared_starts_runs_with_independent_ones():
             return super().sample(observation, n, generator)
 
     Trainer(MockEngine(), Plain(), make_windows(), configure("start=independent")).run_step()
-    with pytest.raises(ConfigError, match="takes no shared_start; use start=independent"):
+    with pytest.raises(ConfigError, match="takes no start; use start=independent"):
         Trainer(MockEngine(), Plain(), make_windows(), configure())
 
 

@@ -27,7 +27,15 @@ from vlarft.files import write_json
 from vlarft.models.flow_head import Conditions, DiT, FlowHead, HeadConfig, ScalarProjector
 from vlarft.models.folder import load_strict, read_json, read_tensors, write_tensors
 from vlarft.models.place_encoder import PlaceEncoder, PlaceEncoderConfig, PlaceNetwork
-from vlarft.models.policy import Indices, LogProb, Observation, Proposal, Share, as_indices
+from vlarft.models.policy import (
+    Indices,
+    LogProb,
+    Observation,
+    Proposal,
+    Share,
+    Start,
+    as_indices,
+)
 from vlarft.models.sigma_net import SigmaNet
 from vlarft.models.small_encoder import SmallEncoder, SmallEncoderConfig
 from vlarft.models.vlm import TOKENIZER_FOLDER, VLMConfig, VLMEncoder, load_tokenizer
@@ -215,7 +223,7 @@ class FlowPolicy(nn.Module):
         n: int,
         generator: torch.Generator,
         *,
-        shared_start: bool = False,
+        start: Start = "independent",
         share: Share | None = None,
     ) -> Proposal:
         """Draw n chunks a scene by K flow steps, the last `noisy_steps` of them stochastic.
@@ -224,8 +232,10 @@ class FlowPolicy(nn.Module):
             observation: P scenes.
             n: rollouts a scene, 1 or more.
             generator: source of all noise, on any device.
-            shared_start: one start x_0 for all chunks of a scene. The start's density is left out
-                of the log-probability (spec 4.4), so what it does to the reward is noise.
+            start: x_0 of the flow: drawn for each chunk, drawn once for all chunks of a scene
+                ("shared"), or its mean, 0, from which `act` goes without a generator. The start's
+                density is left out of the log-probability (arXiv 2510.00406), so what a
+                drawn one does to the reward is noise.
             share: which scenes of a larger batch these are; None: all of it.
 
         Returns:
@@ -238,7 +248,10 @@ class FlowPolicy(nn.Module):
             raise ShapeError(f"sample: n = {n}; expected 1 or more rollouts a scene")
         context = self.encode(observation)
         flow, sigma = self._conditions(context)
-        x = self._noise(len(observation), 1 if shared_start else n, generator, share)
+        if start == "mean":
+            x = self._mean_start(context)
+        else:
+            x = self._noise(len(observation), 1 if start == "shared" else n, generator, share)
         for k in range(self.config.steps - self._noisy):  # the same for a whole group
             x = x - self._velocity(k, x, flow) / self.config.steps
         x = x.expand(-1, n, -1, -1).contiguous()
@@ -296,15 +309,12 @@ class FlowPolicy(nn.Module):
         Returns:
             float32 [P, T, A], raw units, the gripper continuous.
         """
-        scenes = len(observation)
         context = self.encode(observation)
         flow = self._condition(self.flow_head.dit, context)
         if generator is None:
-            x = context.tokens.new_zeros(
-                scenes, 1, self.config.horizon, self.config.action_size, dtype=torch.float32
-            )
+            x = self._mean_start(context)
         else:
-            x = self._noise(scenes, 1, generator)
+            x = self._noise(len(observation), 1, generator)
         for k in range(self.config.steps):
             x = x - self._velocity(k, x, flow) / self.config.steps
         return self.actions.denormalize(x[:, 0])
@@ -509,6 +519,10 @@ class FlowPolicy(nn.Module):
 
     def _combine(self, total: Tensor) -> Tensor:
         return total / self._noisy if self.config.log_prob == "mean" else total
+
+    def _mean_start(self, context: SceneContext) -> Tensor:
+        shape = (len(context.tokens), 1, self.config.horizon, self.config.action_size)
+        return context.tokens.new_zeros(shape, dtype=torch.float32)
 
     def _noise(
         self, scenes: int, n: int, generator: torch.Generator, share: Share | None = None

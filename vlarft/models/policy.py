@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -111,6 +111,9 @@ class LogProb:
     entropy: Tensor
 
 
+Start = Literal["independent", "shared", "mean"]
+
+
 @runtime_checkable
 class Policy(Protocol):
     """A stochastic policy over chunks of T actions."""
@@ -121,14 +124,15 @@ class Policy(Protocol):
         n: int,
         generator: torch.Generator,
         *,
-        shared_start: bool = False,
+        start: Start = "independent",
         share: Share | None = None,
     ) -> Proposal:
         """Draw n chunks a scene, without gradients.
 
-        With `shared_start`, randomness that the log-probability leaves out (the start of a
-        generative policy) is drawn once a scene: a group then differs by scored noise alone. It is
-        passed with `start: shared` only, so a policy without it can be tuned with `independent`.
+        `start` is of what the log-probability leaves out, the start of a generative policy: drawn
+        for each chunk, drawn once a scene ("shared"), or at its mean as in `act` without a
+        generator. With the last two a group differs by scored noise alone. It is passed where it is
+        not "independent", so a policy without it can be tuned with that.
         `share` is passed only when several processes divide the scenes of a step.
         """
         ...

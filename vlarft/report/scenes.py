@@ -83,10 +83,10 @@ def imagine_scenes(
     windows: Windows,
     indices: Sequence[int] | Tensor,
     sampling: Sampling | None = None,
+    *,
+    drawn: bool = True,
 ) -> list[SceneFrames]:
     """Imagine the expert and what both policies would execute, from the same frames and noise.
-
-    Both policies start their flow from the same drawn noise.
 
     Args:
         engine: the world model.
@@ -95,12 +95,13 @@ def imagine_scenes(
         windows: validation windows.
         indices: windows to show.
         sampling: options of the imagination; default `Sampling()`.
+        drawn: both policies start their flow from the same drawn noise; else from its mean.
     """
     batch = windows.batch(indices)
     observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
-    actions = torch.stack(
-        [policy.act(observation, torch.Generator().manual_seed(0)) for policy in (before, after)], 1
-    )
+    starts = [torch.Generator().manual_seed(0) if drawn else None for _ in range(2)]
+    pairs = zip((before, after), starts, strict=True)
+    actions = torch.stack([policy.act(observation, start) for policy, start in pairs], 1)
     result = engine.rollout(
         engine.encode(batch.frames[:, 0]),
         actions,

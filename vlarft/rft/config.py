@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlarft.config import Config
+from vlarft.models.policy import Start
 from vlarft.schedule import Schedule
 
 Positive = Annotated[int, Field(ge=1)]
@@ -161,8 +162,9 @@ class EvaluationConfig(Config):
     """Steps between evaluations; 0 = only before the first and after the last step."""
     windows: Positive = 64
     """Number of validation windows, spread evenly over the validation episodes."""
-    starts: Positive = 2
-    """Chunks of the policy per window, each from its own drawn start; their mean counts."""
+    starts: Count = 2
+    """Chunks of the policy per window, each from its own drawn start; their mean counts. 0: one
+    chunk from the start's mean, as `vlarft eval libero` executes."""
     samples: Count = 0
     """Rollouts per window with the Sigma Net's noise, as in training, beside these; 0 = none."""
     batch: Positive = 16
@@ -184,11 +186,12 @@ class RFTConfig(Config):
     """Start states per step (P)."""
     rollouts: Annotated[int, Field(ge=2)] = 16
     """Rollouts per start state (N); at least 2, since advantages compare members of a group."""
-    start: Literal["shared", "independent"] = "shared"
-    """Start of the flow: one for all rollouts of a scene, or one for each, as in the paper.
+    start: Start = "shared"
+    """Start of the flow: one drawn for all rollouts of a scene, one for each, as in the paper, or
+    its mean, from which `vlarft eval libero` executes a policy.
 
     The log-probability leaves the start out, so its share of a reward difference is noise. A policy
-    whose `sample` takes no `shared_start` needs `independent`.
+    whose `sample` takes no `start` needs `independent`.
     """
     control: Literal["none", "permuted"] = "none"
     """`permuted` shuffles the advantages within each group: the control arm of every claim."""

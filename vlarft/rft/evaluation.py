@@ -98,9 +98,10 @@ def evaluate_policy(
 ) -> Evaluation:
     """Imagine the policy's actions and the expert's from the same frame and compare.
 
-    What a robot would execute counts: `policy.act` from a drawn start, without the Sigma Net, as
-    the paper evaluates, averaged over `evaluation.starts`. All noise depends on `evaluation.seed`
-    and `evaluation.batch` only, so two policies on the same windows are a paired comparison.
+    What a robot would execute counts: `policy.act` without the Sigma Net, from drawn starts, as the
+    paper evaluates, averaged over `evaluation.starts`, or from their mean. All noise depends on
+    `evaluation.seed` and `evaluation.batch` only, so two policies on the same windows are a paired
+    comparison.
 
     Args:
         engine: the world model.
@@ -152,7 +153,8 @@ def _evaluate_batch(
     batch = windows.batch(chosen)
     observation = Observation(batch.frames[:, 0], batch.proprioception, batch.instruction)
     starts = generator_for(evaluation.seed, int(chosen[0]), "starts")
-    actions = torch.stack([policy.act(observation, starts) for _ in range(evaluation.starts)], 1)
+    drawn = [policy.act(observation, starts) for _ in range(evaluation.starts)]
+    actions = torch.stack(drawn or [policy.act(observation)], 1)
     expert = batch.actions.to(actions.device)
     action_l1 = (actions.clamp(-1, 1) - expert[:, None]).abs().mean((1, 2, 3)).float().cpu()
     if evaluation.samples:
@@ -168,8 +170,8 @@ def _evaluate_batch(
     )
     l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
     distance = rollout_distance(l1, perceptual, reward)
-    own, sampled = distance[:, : evaluation.starts], distance[:, evaluation.starts :]
-    frames = slice(evaluation.starts)
+    frames = slice(max(1, evaluation.starts))
+    own, sampled = distance[:, frames], distance[:, frames.stop :]
     return (
         own.mean(1),
         l1[:, frames].mean((1, 2)),

@@ -58,16 +58,16 @@ def sample_options(policy: TrainablePolicy, config: RFTConfig) -> dict[str, Any]
     """What `policy.sample` is given beside its three arguments; only what is asked for.
 
     Raises:
-        ConfigError: the policy cannot share the start of a group.
+        ConfigError: the policy draws a start for each rollout whatever it is asked for.
     """
     if config.start == "independent":
         return {}
-    if not _takes(policy.sample, "shared_start"):
+    if not _takes(policy.sample, "start"):
         raise ConfigError(
-            f"start = shared, but {type(policy).__name__}.sample() takes no shared_start; "
+            f"start = {config.start}, but {type(policy).__name__}.sample() takes no start; "
             "use start=independent, or give it that argument"
         )
-    return {"shared_start": True}
+    return {"start": config.start}
 
 
 def require_share(policy: TrainablePolicy) -> None:

@@ -22,8 +22,9 @@ What differs from the paper's official code, and why (numbers: the code's defect
     (31, 34-36)
 15. Every random number is a function of (seed, step, purpose)  (50)
 16. A control arm with advantages permuted within groups, for every claim  (new)
-17. One start of the flow for a whole group: the log-probability leaves it out, so differences it
-    makes cannot be credited (5 times the squared signal-to-noise ratio of the gradient)  (new)
+17. One start of the flow for a whole group, drawn or its mean: the log-probability leaves it out,
+    so differences it makes cannot be credited (5 times the squared signal-to-noise ratio of the
+    gradient)  (new)
 
 One step: P windows -> N action chunks each -> imagine and compare with the expert ->
 rewards [P, N] -> advantages within each scene -> clipped policy gradient + anchor -> AdamW.

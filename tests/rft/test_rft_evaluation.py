@@ -82,6 +82,16 @@ def test_a_policys_chunks_start_from_drawn_noise_and_are_averaged():
     assert four.distance.shape == (12,)
 
 
+@pytest.mark.parametrize("samples", [0, 3])
+def test_no_drawn_starts_is_one_chunk_from_their_mean(samples):
+    mean = evaluate(MockPolicy(), starts=0, samples=samples)
+    assert torch.equal(mean.distance, evaluate(FromItsMean(), starts=1).distance)
+    assert torch.equal(mean.action_l1, evaluate(FromItsMean(), starts=1).action_l1)
+    assert (mean.sampled_distance is None) == (samples == 0)
+    if samples:
+        assert mean.sampled_distance.mean() > mean.distance.mean()
+
+
 def test_windows_are_spread_over_all_episodes():
     windows = make_windows(count=6)
     chosen = spread_windows(len(windows), 12)

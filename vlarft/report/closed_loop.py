@@ -145,6 +145,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         "Wilson's interval; the difference of two policies has a bootstrap that keeps pairs "
         "together.",
         "Standard starts that were recorded are left out; moved starts are drawn anew.",
+        "Policies act from the mean of their flow's start, without noise: what fine-tuning with "
+        "start=mean trains.",
     ]
     perturbations = summary.get("perturbations", {})
     if perturbations:

@@ -523,6 +523,7 @@ class RolloutEngine:
             features = self._features(scenes)
         with watch.stage("compare"):
             metric = self._parts.metric
+        decode_batch, compare_batch = self._planner.decode_batch, self._planner.compare_batch
         parts = []
         for first in range(0, len(scenes), step):
             some = slice(first, first + step)
@@ -533,8 +534,8 @@ class RolloutEngine:
                 tokens=tokens[some],
                 reference=None if reference is None else reference[some],
                 frames=None if frames is None else frames[some],
-                decode_batch=self._planner.decode_batch,
-                compare_batch=self._planner.compare_batch,
+                decode_batch=decode_batch,
+                compare_batch=compare_batch,
                 watch=watch,
             )
             parts.append(group.distances())

@@ -11,7 +11,7 @@
 // positions it sees and on nothing else.
 //
 // Keys and values are stored as they are multiplied, or as Float8 (1 byte an entry): widened
-// exactly when they are loaded. Their scales are in the weights around attention, see imaginer.cu.
+// exactly when they are loaded. Their scales are in the weights around attention, see weights.h.
 //
 // Bytes of a layer: keys and values of each scene's prompt once, of each row's own tokens once;
 // partial results 4 (D + 2) a query and piece, from and to L2. Operations: 4 D a query and

@@ -7,34 +7,22 @@
 #include <tuple>
 #include <vector>
 
-#include "core/cuda/ranges.h"
 #include "core/cuda/runtime.h"
 #include "core/errors.h"
-#include "imagine/cuda/attention.h"
 #include "imagine/cuda/finish.h"
 #include "imagine/cuda/imaginer.h"
-#include "imagine/cuda/product.h"
+#include "imagine/cuda/layout.h"
 #include "imagine/cuda/rows.h"
-#include "imagine/cuda/weights.h"
+#include "imagine/cuda/transformer.h"
 
 namespace vlarft::imagine::cuda {
 
 namespace {
 
-constexpr int64_t kPrefillTokens = kPiece;  // of a prompt and pass
-constexpr int64_t kPrefillScenes = 16;      // prefilled together
-constexpr int64_t kNarrowRows = 64;         // up to here a product is bound by its weights
-constexpr int64_t kGraphs = 4;              // shapes whose graphs are kept
-constexpr int64_t kAhead = 16;              // passes between two looks at the progress
+constexpr int64_t kGraphs = 4;  // shapes whose graphs are kept
+constexpr int64_t kAhead = 16;  // passes between two looks at the progress
 constexpr int64_t kTimedPasses = 3;
-constexpr int64_t kAlignment = 256;
 
-dim3 grid(int64_t x, int64_t y = 1) {
-  dim3 out;
-  out.x = static_cast<unsigned>(x);
-  out.y = static_cast<unsigned>(y);
-  return out;
-}
 std::string words(const Request& request, const Prompts& prompts) {
   return "a rollout of " + std::to_string(request.scenes) + " x " +
          std::to_string(request.rows_a_scene) + " rows, prompt " +
@@ -42,49 +30,6 @@ std::string words(const Request& request, const Prompts& prompts) {
          " frames, W " + std::to_string(request.width);
 }
 cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
-
-// Hands out pieces of one memory; without a memory, only counts.
-class Carver {
- public:
-  explicit Carver(const void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    auto* out = reinterpret_cast<T*>(base_ + static_cast<uintptr_t>(used_));
-    used_ += up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
-    return out;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  uintptr_t base_;
-  int64_t used_ = 0;
-};
-
-// Sizes of a pass, in which its memory is laid out.
-struct PassSizes {
-  int64_t scenes, rows, tokens, logits;  // at most
-  int64_t prefix_pieces, own_pieces;
-  int64_t typical;  // rows of most products
-};
-
-// Activations of a pass.
-struct Work {
-  float *x, *logits, *partial, *extremes;
-  void *queries, *attended, *gated;
-  int32_t* arrived;
-};
-
-struct Rollout {
-  Pass pass;
-  Work work;
-  Rows rows;
-  std::byte* suffixes;
-  int32_t* actions;
-  uint32_t *keys, *members;
-  Sampling* sampling;
-  int32_t* arrived;
-};
 
 }  // namespace
 
@@ -128,14 +73,14 @@ template <class T, class C, int kDim>
 class TypedEngine final : public Imaginer::Engine {
  public:
   TypedEngine(const ModelConfig& c, const Tensors& tensors, int on, cudaStream_t stream)
-      : weights_(c, tensors, stream) {
+      : model_(c, tensors, stream) {
     config = c;
     device = on;
-    weight_bytes = weights_.bytes;
-    layout_[0] = c.layers;
-    layout_[1] = c.kv_heads;
-    layout_[2] = kDim;
-    layout_[3] = sizeof(C);
+    weight_bytes = model_.weight_bytes();
+    made_for_[0] = c.layers;
+    made_for_[1] = c.kv_heads;
+    made_for_[2] = kDim;
+    made_for_[3] = sizeof(C);
   }
 
   std::vector<std::shared_ptr<Prompt>> prefill(const int32_t* ids, int64_t scenes, int64_t length,
@@ -143,125 +88,22 @@ class TypedEngine final : public Imaginer::Engine {
   Stats imagine(const Request& request, const Prompts& prompts, cudaStream_t stream,
                 const Poll& poll, int32_t* tokens) override;
   double pass_seconds(int64_t tokens, cudaStream_t stream) override;
-  Bytes plan(const Shape& shape) const override;
+  Bytes plan(const Shape& shape) const override { return memory_.plan(shape, weight_bytes); }
   bool made(const Prompt& prompt) const override {
-    return std::equal(prompt.layout, prompt.layout + 4, layout_);
+    return std::equal(prompt.layout, prompt.layout + 4, made_for_);
   }
 
  private:
-  int64_t cache_elements(int64_t capacity) const {
-    return config.layers * config.kv_heads * 2 * capacity * kDim;
-  }
-  int64_t stride(int64_t columns) const { return up(columns, kStep); }
-  int64_t x_stride() const { return stride(config.hidden); }
-  int64_t logit_stride() const { return stride(config.frame_codes); }
-
-  Work carve_work(Carver& carver, const PassSizes& sizes) const;
-  Pass carve_pass(Carver& carver, const PassSizes& sizes) const;
-  PassSizes rollout_sizes(const Shape& shape) const;
-  PassSizes prefill_sizes(int64_t scenes, int64_t length) const;
-  Rollout carve_rollout(Carver& carver, const Shape& shape, bool couples) const;
-  int64_t suffix_capacity(const Shape& shape) const { return up(shape.suffix(), kPositions); }
   void hold(int64_t bytes, cudaStream_t stream);
-
-  // Runs the tokens that `pass` lists through the model.
-  void run(const Pass& pass, const Work& work, const PassSizes& sizes, bool logits,
-           const FinishPass* finish, cudaStream_t stream);
-  template <bool kNorm, int kColumnTiles, class Store, class Finish = Done>
-  void multiply(const char* what, const Matrix& matrix, const void* rows, int64_t row_stride,
-                int64_t norm, const Logit* of, const int32_t* count, int64_t most, bool wide,
-                const Store& store, cudaStream_t stream, const Finish& finish = {});
+  void clear(cudaStream_t stream);
   void queue_pass(const Rollout& r, const PassSizes& sizes, cudaStream_t stream);
   const Graph& graph_of(const GraphKey& key, const Rollout& r, const PassSizes& sizes);
 
-  DeviceWeights<T> weights_;
-  int64_t layout_[4] = {};
+  const Transformer<T, C, kDim> model_;
+  const Layout<T, C, kDim>& memory_ = model_.layout;
+  int64_t made_for_[4] = {};
   Mapped progress_{3 * sizeof(int32_t)};
 };
-
-// --- memory ---------------------------------------------------------------------------------
-
-template <class T, class C, int kDim>
-Work TypedEngine<T, C, kDim>::carve_work(Carver& carver, const PassSizes& sizes) const {
-  const int64_t pieces = sizes.prefix_pieces + sizes.own_pieces;
-  const int64_t lines = sizes.tokens * config.heads * pieces;
-  Work w{};
-  w.x = carver.take<float>(sizes.tokens * x_stride());
-  w.queries = carver.take<T>(sizes.tokens * config.heads * kDim);
-  w.attended = carver.take<T>(sizes.tokens * stride(config.heads * config.head_dim));
-  w.gated = carver.take<T>(sizes.tokens * stride(config.ffn));
-  w.partial = carver.take<float>(lines * kDim);
-  w.extremes = carver.take<float>(lines * 2);
-  w.arrived = carver.take<int32_t>(sizes.scenes * config.kv_heads);
-  w.logits = carver.take<float>(sizes.logits * logit_stride());
-  return w;
-}
-
-template <class T, class C, int kDim>
-Pass TypedEngine<T, C, kDim>::carve_pass(Carver& carver, const PassSizes& sizes) const {
-  Pass p{};
-  p.counts = carver.take<int32_t>(2);
-  p.tokens = carver.take<Token>(sizes.tokens);
-  p.logits = carver.take<Logit>(sizes.logits);
-  p.first_token = carver.take<int32_t>(sizes.rows + 1);
-  p.prefix = carver.take<void*>(sizes.scenes);
-  p.prefix_length = carver.take<int32_t>(sizes.scenes);
-  p.own = carver.take<void*>(sizes.rows);
-  p.rows = to_int(sizes.rows);
-  p.rows_a_scene = to_int(sizes.rows / sizes.scenes);
-  return p;
-}
-
-template <class T, class C, int kDim>
-PassSizes TypedEngine<T, C, kDim>::rollout_sizes(const Shape& shape) const {
-  const int64_t rows = shape.rows();
-  return {shape.scenes,
-          rows,
-          rows * (shape.action_dim + shape.width),
-          rows * shape.width,
-          parts(shape.prompt, kPiece),
-          parts(shape.suffix(), kPiece),
-          rows * shape.width};
-}
-
-template <class T, class C, int kDim>
-PassSizes TypedEngine<T, C, kDim>::prefill_sizes(int64_t scenes, int64_t length) const {
-  const int64_t rows = std::min(scenes, kPrefillScenes);
-  const int64_t tokens = rows * std::min(length, kPrefillTokens);
-  return {rows, rows, tokens, 0, parts(length, kPiece), 1, tokens};
-}
-
-template <class T, class C, int kDim>
-Rollout TypedEngine<T, C, kDim>::carve_rollout(Carver& carver, const Shape& shape,
-                                               bool couples) const {
-  const PassSizes sizes = rollout_sizes(shape);
-  const int64_t rows = sizes.rows, width = shape.width;
-  Rollout r{};
-  r.pass = carve_pass(carver, sizes);
-  r.work = carve_work(carver, sizes);
-  r.pass.prefix_capacity = to_int(up(shape.prompt, kPositions));
-  r.pass.own_capacity = r.pass.own_room = to_int(suffix_capacity(shape));
-  r.rows.states = carver.take<RowState>(rows);
-  r.rows.input = carver.take<int32_t>(rows * (shape.action_dim + width));
-  r.rows.source = carver.take<int32_t>(rows * width);
-  r.rows.leftover = carver.take<int32_t>(rows * width);
-  r.rows.known = carver.take<int32_t>(rows * shape.frame_tokens);
-  r.rows.draws.drawn = carver.take<int32_t>(rows * width);
-  r.rows.draws.finite = carver.take<int32_t>(rows * width);
-  int32_t* coupled = carver.take<int32_t>(rows * width);
-  r.rows.draws.coupled = couples ? coupled : nullptr;
-  r.rows.tokens = carver.take<int32_t>(rows * shape.frames * shape.frame_tokens);
-  r.rows.waiting = carver.take<int32_t>(1);
-  r.actions = carver.take<int32_t>(rows * shape.frames * shape.action_dim);
-  r.rows.actions = r.actions;
-  r.keys = carver.take<uint32_t>(shape.scenes);
-  r.members = carver.take<uint32_t>(shape.rows_a_scene);
-  r.sampling = carver.take<Sampling>(1);
-  r.arrived = carver.take<int32_t>(1);
-  r.suffixes =
-      reinterpret_cast<std::byte*>(carver.take<C>(rows * cache_elements(suffix_capacity(shape))));
-  return r;
-}
 
 // At least so much in one piece; graphs hold its addresses.
 template <class T, class C, int kDim>
@@ -273,117 +115,9 @@ void TypedEngine<T, C, kDim>::hold(int64_t bytes, cudaStream_t stream) {
 }
 
 template <class T, class C, int kDim>
-Bytes TypedEngine<T, C, kDim>::plan(const Shape& shape) const {
-  Carver rollout(nullptr), prefill(nullptr);
-  carve_rollout(rollout, shape, true);
-  const PassSizes sizes = prefill_sizes(shape.scenes, shape.prompt);
-  carve_pass(prefill, sizes);
-  carve_work(prefill, sizes);
-  const auto element = static_cast<int64_t>(sizeof(C));
-  const int64_t suffix = shape.rows() * cache_elements(suffix_capacity(shape)) * element;
-  return {weight_bytes, shape.scenes * cache_elements(up(shape.prompt, kPositions)) * element,
-          suffix, std::max(rollout.used() - suffix, prefill.used() - suffix)};
-}
-
-// --- a pass ---------------------------------------------------------------------------------
-
-template <class T, class C, int kDim>
-template <bool kNorm, int kColumnTiles, class Store, class Finish>
-void TypedEngine<T, C, kDim>::multiply(const char* what, const Matrix& matrix, const void* rows,
-                                       int64_t row_stride, int64_t norm, const Logit* of,
-                                       const int32_t* count, int64_t most, bool wide,
-                                       const Store& store, cudaStream_t stream,
-                                       const Finish& finish) {
-  constexpr int kRowTiles = 2;
-  Product p{};
-  p.weights = matrix.weights.template as<void>();
-  p.rows = rows;
-  p.norm = kNorm ? weights_.norms.template as<float>() + norm : nullptr;
-  p.of = of;
-  p.count = count;
-  p.steps = matrix.steps;
-  p.stride = to_int(row_stride);
-  p.depth = matrix.depth;
-  p.columns = matrix.columns;
-  p.eps = config.eps;
-  if (wide) {
-    launch(what, product_wide<T, kNorm, Store>,
-           grid(parts(matrix.columns, kWideColumns), parts(most, kWideRows)), kProductThreads,
-           stream, p, store);
-  } else {
-    launch(what, product_narrow<T, kNorm, kRowTiles, kColumnTiles, Store, Finish>,
-           grid(parts(matrix.columns, kColumnTiles * kColumns), parts(most, kRowTiles * kRows)),
-           kProductThreads, stream, p, store, finish);
-  }
-}
-
-template <class T, class C, int kDim>
-void TypedEngine<T, C, kDim>::run(const Pass& pass, const Work& work, const PassSizes& sizes,
-                                  bool logits, const FinishPass* finish, cudaStream_t stream) {
-  const auto heads = to_int(config.heads), kv_heads = to_int(config.kv_heads);
-  const bool wide = sizes.typical > kNarrowRows;
-  const int64_t attended_stride = stride(config.heads * config.head_dim);
-  const int32_t* count = pass.counts;
-  launch("embedding", embed_kernel<T>, grid(sizes.tokens), kEmbedThreads, stream, pass,
-         static_cast<const T*>(weights_.embedding.template as<T>()), work.x, to_int(config.hidden),
-         to_int(x_stride()));
-  const StoreResidual residual{work.x, to_int(x_stride()), to_int(config.hidden)};
-  for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    const Range range("layer " + std::to_string(i));
-    const Layer& layer = weights_.layers[i];
-    const StoreQkv<T, C> qkv{pass,
-                             static_cast<T*>(work.queries),
-                             weights_.cosine.template as<float>(),
-                             weights_.sine.template as<float>(),
-                             to_int(static_cast<int64_t>(i)),
-                             heads,
-                             kv_heads,
-                             to_int(config.head_dim),
-                             kDim};
-    multiply<true, 2>("query, key, value", layer.qkv, work.x, x_stride(), layer.input_norm, nullptr,
-                      count, sizes.tokens, wide, qkv, stream);
-    if (!logits && i + 1 == weights_.layers.size()) return;
-    Attention a{};
-    a.pass = pass;
-    a.queries = work.queries;
-    a.attended = work.attended;
-    a.partial = work.partial;
-    a.extremes = work.extremes;
-    a.arrived = work.arrived;
-    a.layer = to_int(static_cast<int64_t>(i));
-    a.heads = heads;
-    a.kv_heads = kv_heads;
-    a.head_dim = to_int(config.head_dim);
-    a.stride = to_int(attended_stride);
-    a.prefix_pieces = to_int(sizes.prefix_pieces);
-    a.own_pieces = to_int(sizes.own_pieces);
-    a.scale = static_cast<float>(std::pow(static_cast<double>(config.head_dim), -0.5));
-    const int64_t blocks =
-        kv_heads * (sizes.scenes * sizes.prefix_pieces + sizes.rows * sizes.own_pieces);
-    launch("attention", attention_kernel<T, C, kDim>, grid(blocks), kAttentionThreads, stream, a);
-    multiply<false, 1>("attention's output", layer.out, work.attended, attended_stride, 0, nullptr,
-                       count, sizes.tokens, wide, residual, stream);
-    const StoreGated<T> gated{static_cast<T*>(work.gated), to_int(stride(config.ffn))};
-    multiply<true, 4>("gate and up", layer.gate_up, work.x, x_stride(), layer.post_norm, nullptr,
-                      count, sizes.tokens, wide, gated, stream);
-    multiply<false, 1>("down", layer.down, work.gated, stride(config.ffn), 0, nullptr, count,
-                       sizes.tokens, wide, residual, stream);
-  }
-  const StoreLogits store{work.logits, to_int(logit_stride()), to_int(config.frame_codes)};
-  constexpr int kTiles = 4;
-  const auto head = [&](const char* what, const auto&... finishing) {
-    multiply<true, kTiles>(what, weights_.head, work.x, x_stride(), weights_.last_norm, pass.logits,
-                           pass.counts + 1, sizes.logits, wide, store, stream, finishing...);
-  };
-  if (finish == nullptr) return head("logits");
-  FinishPass last = *finish;
-  if (sizes.logits <= fused_rows) {  // one row of blocks
-    last.blocks = to_int(parts(config.frame_codes, kTiles * kColumns));
-    return head("logits and sampling", last);
-  }
-  head("logits");
-  last.blocks = to_int(sizes.logits);
-  launch("sampling", sample_kernel, grid(sizes.logits), kSamplerThreads, stream, last);
+void TypedEngine<T, C, kDim>::clear(cudaStream_t stream) {
+  require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
+          "clearing memory");
 }
 
 // --- prefill --------------------------------------------------------------------------------
@@ -395,21 +129,15 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
   std::vector<std::shared_ptr<Prompt>> prompts;
   for (int64_t p = 0; p < scenes; ++p) {
     auto prompt = std::make_shared<Prompt>();
-    const auto bytes = cache_elements(capacity) * static_cast<int64_t>(sizeof(C));
+    const auto bytes = memory_.cache_elements(capacity) * static_cast<int64_t>(sizeof(C));
     const auto memory = std::make_shared<Memory>(bytes, stream);
     prompt->cache = {memory, memory->template as<void>()};
     prompt->length = length;
     prompt->bytes = bytes;
-    std::copy_n(layout_, 4, prompt->layout);
+    std::copy_n(made_for_, 4, prompt->layout);
     prompts.push_back(std::move(prompt));
   }
-  const PassSizes most = prefill_sizes(scenes, length);
-  {
-    Carver counter(nullptr);
-    carve_pass(counter, most);
-    carve_work(counter, most);
-    hold(counter.used(), stream);
-  }
+  hold(memory_.prefill_bytes(scenes, length), stream);
   for (int64_t first = 0; first < scenes; first += kPrefillScenes) {
     const int64_t together = std::min(kPrefillScenes, scenes - first);
     for (int64_t done = 0; done < length; done += kPrefillTokens) {
@@ -417,11 +145,10 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
       const int64_t part = std::min(kPrefillTokens, length - done);
       const PassSizes sizes{together, together,       together * part, 0, parts(done, kPiece),
                             1,        together * part};
-      require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
-              "clearing memory");
+      clear(stream);
       Carver carver(arena.as<void>());
-      Pass pass = carve_pass(carver, sizes);
-      const Work work = carve_work(carver, sizes);
+      Pass pass = memory_.carve_pass(carver, sizes);
+      const Work work = memory_.carve_work(carver, sizes);
       pass.prefix_capacity = pass.own_capacity = to_int(capacity);
       pass.own_room = to_int(capacity - done);
       const std::vector<int32_t> counts = {to_int(sizes.tokens), 0};
@@ -445,7 +172,7 @@ std::vector<std::shared_ptr<Prompt>> TypedEngine<T, C, kDim>::prefill(
       copy_in(pass.prefix, prefix.data(), together, stream);
       copy_in(pass.prefix_length, prefix_length.data(), together, stream);
       copy_in(pass.own, own.data(), together, stream);
-      run(pass, work, sizes, false, nullptr, stream);
+      model_.run(pass, work, sizes, false, nullptr, fused_rows, stream);
     }
   }
   require(cudaStreamSynchronize(stream), "a prefill's kernels");
@@ -468,11 +195,11 @@ void TypedEngine<T, C, kDim>::queue_pass(const Rollout& r, const PassSizes& size
   s.members = r.members;
   s.draws = r.rows.draws;
   s.sampling = r.sampling;
-  s.stride = to_int(logit_stride());
+  s.stride = to_int(memory_.logit_stride());
   s.ids = to_int(config.frame_codes);
   s.width = r.rows.rules.width;
   s.frame_tokens = r.rows.rules.frame_tokens;
-  run(r.pass, r.work, sizes, true, &finish, stream);
+  model_.run(r.pass, r.work, sizes, true, &finish, fused_rows, stream);
 }
 
 template <class T, class C, int kDim>
@@ -498,16 +225,11 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
   const Shape shape{request.scenes, request.rows_a_scene, prompts.front()->length,
                     request.frames, request.action_dim,   request.frame_tokens,
                     request.width,  request.uses(kLogits)};
-  const PassSizes sizes = rollout_sizes(shape);
-  {
-    Carver counter(nullptr);
-    carve_rollout(counter, shape, true);
-    hold(counter.used(), stream);
-  }
-  require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
-          "clearing memory");
+  const PassSizes sizes = memory_.rollout_sizes(shape);
+  hold(memory_.rollout_bytes(shape), stream);
+  clear(stream);
   Carver carver(arena.as<void>());
-  Rollout r = carve_rollout(carver, shape, request.uses(kLogits));
+  Rollout r = memory_.carve_rollout(carver, shape, request.uses(kLogits));
   r.rows.rules = request.rules();
   r.rows.progress = progress_.device<int32_t>();
   std::vector<Source> sources;
@@ -522,7 +244,8 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
     prefix_length.push_back(to_int(prompt->length));
   }
   for (int64_t row = 0; row < sizes.rows; ++row) {
-    own.push_back(reinterpret_cast<C*>(r.suffixes) + row * cache_elements(suffix_capacity(shape)));
+    own.push_back(reinterpret_cast<C*>(r.suffixes) +
+                  row * memory_.cache_elements(memory_.suffix_capacity(shape)));
   }
   copy_in(r.pass.prefix, prefix.data(), shape.scenes, stream);
   copy_in(r.pass.prefix_length, prefix_length.data(), shape.scenes, stream);
@@ -588,18 +311,17 @@ double TypedEngine<T, C, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream
   const int64_t capacity = up(tokens, kPositions);
   const auto layout = [&](const void* base, int64_t* bytes) {
     Carver carver(base);
-    Pass pass = carve_pass(carver, sizes);
+    Pass pass = memory_.carve_pass(carver, sizes);
     pass.own_capacity = pass.own_room = to_int(capacity);
-    const Work work = carve_work(carver, sizes);
-    C* cache = carver.take<C>(cache_elements(capacity));
+    const Work work = memory_.carve_work(carver, sizes);
+    C* cache = carver.take<C>(memory_.cache_elements(capacity));
     *bytes = carver.used();
     return std::tuple(pass, work, cache);
   };
   int64_t bytes = 0;
   layout(nullptr, &bytes);
   hold(bytes, stream);
-  require(cudaMemsetAsync(arena.as<void>(), 0, static_cast<size_t>(arena.bytes()), stream),
-          "clearing memory");
+  clear(stream);
   const auto [pass, work, cache] = layout(arena.as<void>(), &bytes);
   const std::vector<int32_t> counts = {to_int(tokens), to_int(tokens)};
   const std::vector<int32_t> first_token = {0, to_int(tokens)};
@@ -615,8 +337,9 @@ double TypedEngine<T, C, kDim>::pass_seconds(int64_t tokens, cudaStream_t stream
   copy_in(pass.logits, logits.data(), tokens, stream);
   copy_in(pass.first_token, first_token.data(), 2, stream);
   copy_in(pass.own, &own, 1, stream);
-  const Graph graph = Graph::capture(
-      [&, p = pass, w = work](cudaStream_t side) { run(p, w, sizes, true, nullptr, side); });
+  const Graph graph = Graph::capture([&, p = pass, w = work](cudaStream_t side) {
+    model_.run(p, w, sizes, true, nullptr, fused_rows, side);
+  });
   double best = 0;
   for (int64_t i = 0; i <= kTimedPasses; ++i) {
     require(cudaStreamSynchronize(stream), "a pass");

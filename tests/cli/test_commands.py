@@ -399,3 +399,19 @@ def test_eval_precision_compares_with_float32(models, capsys):
         "bfloat16",
         "float8_e4m3fn",
     ]
+
+
+def test_eval_gradient_says_where_it_points(models, capsys):
+    command = ["eval", "gradient", "--world", models.world, "--policy", models.policy]
+    command += ["--data", models.data, "--batches", "3", "--json", "-"]
+    settings = ["scenes=2", "rollouts=4", "reward.metric=lpips-alex", "start=mean"]
+    command += [part for value in settings for part in ("--set", value)]
+    assert run_command(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["batches"] == 3
+    assert summary["rollouts"] == 8
+    assert summary["credited"] == 1
+    assert summary["verdict"].endswith(".")
+    assert summary["rft"]["start"] == "mean"
+    assert run_command([*command, "--set", "objective.credit=symmetric", "--set", "start=shared"])
+    assert "use start=mean" in capsys.readouterr().err

@@ -143,7 +143,11 @@ def test_the_mean_start_explores_around_what_is_executed() -> None:
     assert torch.equal(proposal.trace.chain[:, :, 0], other.trace.chain[:, :, 0])
     executed = policy.act(observation)[:, None].expand_as(proposal.actions)
     torch.testing.assert_close(proposal.actions, executed, rtol=0, atol=1e-3)
+    assert proposal.mean is not None
+    torch.testing.assert_close(proposal.mean, executed[:, 0], rtol=0, atol=1e-6)
+    assert torch.equal(proposal.select([1]).mean, proposal.mean[1:])
     drawn = policy.sample(observation, 4, generator(), start="shared")
+    assert drawn.mean is None
     assert (drawn.actions - executed).abs().max() > 1e-2
 
 

@@ -144,7 +144,9 @@ class MockPolicy(nn.Module):
         noise = share_of(share, len(observation), generator, n, T, A)
         chain = mean + self.log_sigma.exp() * noise
         proposal = Proposal(chain, torch.zeros_like(chain), MockTrace(chain))
-        return Proposal(chain, self.log_prob(observation, proposal).log_prob, proposal.trace)
+        log_prob = self.log_prob(observation, proposal).log_prob
+        executed = mean[:, 0].detach() if start == "mean" else None
+        return Proposal(chain, log_prob, proposal.trace, executed)
 
     def log_prob(self, observation: Observation, proposal: Proposal) -> LogProb:
         normal = torch.distributions.Normal(self._mean(observation)[:, None], self.log_sigma.exp())

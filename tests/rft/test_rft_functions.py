@@ -9,7 +9,13 @@ from vlarft.config import load_config
 from vlarft.errors import ConfigError, ShapeError
 from vlarft.rft.advantages import group_advantages, group_spread, permute_within_groups
 from vlarft.rft.config import AdvantageConfig, ObjectiveConfig, RewardConfig, RFTConfig
-from vlarft.rft.objective import clipped_loss, log_ratio, low_variance_kl, policy_terms
+from vlarft.rft.objective import (
+    clipped_loss,
+    log_ratio,
+    low_variance_kl,
+    policy_terms,
+    symmetric_entries,
+)
 from vlarft.rft.randomness import generator_for, seed_for, step_windows
 from vlarft.rft.rewards import action_distance, action_scale, frame_weights, rollout_distance
 
@@ -25,6 +31,11 @@ def test_config_refuses_unknown_and_impossible_values():
         load_config(RFTConfig, None, ["scenes=2", "objective.minibatches=3"])
     with pytest.raises(ConfigError, match="every rollout is worth 0"):
         load_config(RFTConfig, None, ["reward.l1=0", "reward.lpips=0"])
+    with pytest.raises(ConfigError, match="use start=mean"):
+        load_config(RFTConfig, None, ["objective.credit=symmetric"])
+    settings = ["objective.credit=symmetric", "start=mean", "objective.ratio=chunk"]
+    with pytest.raises(ConfigError, match=r"use objective\.ratio=entry"):
+        load_config(RFTConfig, None, settings)
 
 
 def test_frame_weights():
@@ -148,6 +159,55 @@ def test_chunk_and_entry_ratios_have_equal_gradients_at_one():
     assert torch.allclose(gradients[0], gradients[1])
     assert torch.allclose(gradients[0], -(advantages / 168)[..., None, None].expand_as(old))
     assert log_ratio(old, old, "chunk").shape == (2, 3, 1, 1)
+
+
+def test_symmetric_entries_are_those_whose_mirror_image_is_inside_too():
+    mean = torch.tensor([[[0.0, 0.8, 1.2, -0.5]]])
+    actions = torch.tensor([[[[0.9, 0.9, 0.9, -0.9]], [[-1.1, 0.5, 1.2, 0.4]]]])
+    low, high = -torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 0.3])
+    kept = symmetric_entries(actions, mean, low, high)
+    assert kept.tolist() == [[[[True, True, False, True]], [[False, False, False, False]]]]
+
+
+def test_what_is_not_credited_moves_nothing_and_the_rest_as_before():
+    old = torch.zeros(1, 2, 2, 3)
+    advantages = torch.tensor([[1.0, -1.0]])
+    credited = torch.rand(old.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    gradients = []
+    for mask in (None, credited):
+        new = old.clone().requires_grad_()
+        config = ObjectiveConfig(entropy=0)
+        policy_terms(
+            new, old, torch.zeros_like(new), advantages, config, credited=mask
+        ).loss.backward()
+        gradients.append(new.grad)
+    assert torch.equal(gradients[1], torch.where(credited, gradients[0], 0))
+
+
+def gradient_of_the_mean(mean: float, best: float, credit: str) -> float:
+    """How far an advantage moves a mean whose action is cut at 1 and best at `best`."""
+    noise = 0.3 * torch.randn(1, 20_000, 1, 1, generator=torch.Generator().manual_seed(1))
+    centre = torch.full((1, 1, 1), mean, requires_grad=True)
+    actions = centre.detach()[:, None] + noise
+    reward = -(actions.clamp(-1, 1) - best).abs()[..., 0, 0]
+    advantages = group_advantages(reward, AdvantageConfig()).values
+    new = torch.distributions.Normal(centre[:, None], 0.3).log_prob(actions)
+    one = torch.ones(1)
+    kept = symmetric_entries(actions, centre.detach(), -one, one) if credit == "symmetric" else None
+    terms = policy_terms(
+        new, new.detach(), torch.zeros_like(new), advantages, ObjectiveConfig(entropy=0), None, kept
+    )
+    terms.loss.backward()
+    return -float(centre.grad)
+
+
+def test_symmetric_credit_does_not_push_a_right_mean_outwards():
+    # Source of the bias: what lies beyond the end of the range is executed like the end itself.
+    assert gradient_of_the_mean(0.8, 0.8, "all") > 0.3
+    assert abs(gradient_of_the_mean(0.8, 0.8, "symmetric")) < 0.05
+    assert gradient_of_the_mean(0.8, 0.75, "all") > 0.1  # the wrong way
+    assert gradient_of_the_mean(0.8, 0.75, "symmetric") < -0.02
+    assert gradient_of_the_mean(0.8, 0.85, "symmetric") > 0.02
 
 
 def test_entropy_raises_sigma_and_kl_pulls_to_the_reference():

@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from rft_mocks import MockEngine, MockPolicy, make_windows
+from rft_mocks import A, MockEngine, MockPolicy, T, make_windows
 
 from vlarft.checkpoint import latest_checkpoint
 from vlarft.config import load_config
@@ -24,6 +24,7 @@ from vlarft.data.windows import Windows
 from vlarft.engine.compare import METRICS
 from vlarft.errors import CheckpointError, ConfigError, DataError
 from vlarft.metrics import MetricsFile, read_metrics
+from vlarft.models.layout import Layout
 from vlarft.rft.config import RFTConfig
 from vlarft.rft.experiment import run_experiment
 from vlarft.rft.metrics import flat_numbers, open_sinks
@@ -618,6 +619,29 @@ def test_the_start_of_a_group_is_the_configured_one(start):
     policy = MockPolicy()
     Trainer(MockEngine(), policy, make_windows(), configure(f"start={start}")).run_step()
     assert policy.start == start
+
+
+def test_symmetric_credit_leaves_out_what_reaches_across_the_range():
+    config = configure("start=mean", "objective.credit=symmetric")
+    engine = MockEngine()
+    shares = []
+    for bound in (1.0, 0.05):
+        engine.world.layout = Layout(frames=T, action_low=(-bound,) * A, action_high=(bound,) * A)
+        metrics = Trainer(engine, MockPolicy(), make_windows(), config).run_step()
+        shares.append(metrics["credited"])
+    assert 1 > shares[0] > shares[1] > 0
+    plain = Trainer(MockEngine(), MockPolicy(), make_windows(), configure("start=mean")).run_step()
+    assert "credited" not in plain
+
+
+def test_symmetric_credit_needs_a_proposal_with_its_mean():
+    class Silent(MockPolicy):
+        def sample(self, *args, **kwargs):
+            return replace(super().sample(*args, **kwargs), mean=None)
+
+    config = configure("start=mean", "objective.credit=symmetric")
+    with pytest.raises(ConfigError, match=r"use objective\.credit=all"):
+        Trainer(MockEngine(), Silent(), make_windows(), config).run_step()
 
 
 def test_a_policy_without_shared_starts_runs_with_independent_ones():

@@ -1,4 +1,4 @@
-"""`vlarft eval libero|world-model|reward|precision`; heavy imports inside: `--help` is quick."""
+"""`vlarft eval libero|world-model|reward|gradient|precision`; heavy imports are inside."""
 
 import json
 from dataclasses import asdict
@@ -422,6 +422,55 @@ def eval_precision(
         "command": command_line(),
     }
     write_result(json_file, summary)
+
+
+@app.command("gradient")
+def eval_gradient(
+    world: World = None,
+    policy: PolicyFolder = None,
+    data: Data = None,
+    config: Annotated[
+        str | None, typer.Option(help="Fine-tuning's settings [default: the paper's].")
+    ] = None,
+    settings: Settings = None,
+    batches: Annotated[int, typer.Option(min=3, help="Independent batches of rollouts.")] = 24,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    cache_dtype: CacheDtype = None,
+    attention: Attention = "sdpa",
+    device: Device = "cpu",
+    json_file: JsonFile = None,
+) -> None:
+    """Would fine-tuning push the policy where executed actions get better? Nothing is trained.
+
+    Example: vlarft eval gradient --policy my/policy --config libero_object_small
+    """
+    from vlarft.config import load_config
+    from vlarft.demo import DEMOS, POLICY, WORLD, EngineOptions, load_bench
+    from vlarft.eval.gradient import measure_gradient
+    from vlarft.progress import progress_bar
+    from vlarft.rft.config import RFTConfig
+
+    console = console_for(json_file)
+    wanted = load_config(RFTConfig, config, settings or [])
+    options = EngineOptions(backend, dtype, attention, device, cache_dtype)
+    bench = load_bench(
+        world or WORLD,
+        policy or POLICY,
+        data or [DEMOS],
+        wanted.reward.metric,
+        options,
+        wanted.exploration.settings(),
+    )
+    bench.policy.to(bench.engine.device)
+    with progress_bar("drawing batches") as progress:
+        report = measure_gradient(
+            bench.engine, bench.policy, bench.training, wanted, batches=batches, progress=progress
+        )
+    console.print(report.table())
+    say(console, report.verdict)
+    asked = {"rft": wanted.model_dump(mode="json"), "engine": options.used(bench.engine)}
+    write_result(json_file, report.to_dict() | asked | {"command": command_line()})
 
 
 def _named_folders(values: list[str]) -> dict[str, list[Path]]:

@@ -252,17 +252,20 @@ class FlowPolicy(nn.Module):
             x = self._mean_start(context)
         else:
             x = self._noise(len(observation), 1 if start == "shared" else n, generator, share)
-        for k in range(self.config.steps - self._noisy):  # the same for a whole group
-            x = x - self._velocity(k, x, flow) / self.config.steps
+        noisy = range(self.config.steps - self._noisy, self.config.steps)
+        x = self._follow(x, range(noisy.start), flow)  # the same for a whole group
+        executed = None
+        if start == "mean":
+            executed = self.actions.denormalize(self._follow(x, noisy, flow)[:, 0])
         x = x.expand(-1, n, -1, -1).contiguous()
         chain, total = [x], torch.zeros_like(x)
-        for k in range(self.config.steps - self._noisy, self.config.steps):
+        for k in noisy:
             mean, log_sigma = self._moments(k, x, flow, sigma)
             x = mean + log_sigma.exp() * self._step_noise(len(observation), n, generator, share)
             total = total + _score(x, mean, log_sigma)
             chain.append(x)
         trace = FlowTrace(torch.stack(chain, dim=2), context)
-        return Proposal(self.actions.denormalize(x), self._combine(total), trace)
+        return Proposal(self.actions.denormalize(x), self._combine(total), trace, executed)
 
     def log_prob(self, observation: Observation, proposal: Proposal) -> LogProb:
         """Score a stored chain; gradients reach heads and projectors, never the encoder.
@@ -309,15 +312,22 @@ class FlowPolicy(nn.Module):
         Returns:
             float32 [P, T, A], raw units, the gripper continuous.
         """
-        context = self.encode(observation)
-        flow = self._condition(self.flow_head.dit, context)
         if generator is None:
-            x = self._mean_start(context)
-        else:
-            x = self._noise(len(observation), 1, generator)
-        for k in range(self.config.steps):
-            x = x - self._velocity(k, x, flow) / self.config.steps
-        return self.actions.denormalize(x[:, 0])
+            return self.executed(observation)
+        context = self.encode(observation)
+        return self._chunk(context, self._noise(len(observation), 1, generator))
+
+    def executed(self, observation: Observation) -> Tensor:
+        """What `act` gives without a generator, with gradients of heads and projectors.
+
+        Args:
+            observation: P scenes.
+
+        Returns:
+            float32 [P, T, A], raw units, the gripper continuous.
+        """
+        context = self.encode(observation)
+        return self._chunk(context, self._mean_start(context))
 
     def flow_loss(
         self,
@@ -505,6 +515,16 @@ class FlowPolicy(nn.Module):
     def _velocity(self, k: int, x: Tensor, flow: Conditions) -> Tensor:
         velocity: Tensor = self.flow_head(self._project(x), self._time(k, x), flow)
         return velocity
+
+    def _follow(self, x: Tensor, steps: range, flow: Conditions) -> Tensor:
+        """Some steps of the flow's ODE, without noise."""
+        for k in steps:
+            x = x - self._velocity(k, x, flow) / self.config.steps
+        return x
+
+    def _chunk(self, context: SceneContext, start: Tensor) -> Tensor:
+        flow = self._condition(self.flow_head.dit, context)
+        return self.actions.denormalize(self._follow(start, range(self.config.steps), flow)[:, 0])
 
     def _moments(
         self, k: int, x: Tensor, flow: Conditions, sigma: Conditions

@@ -91,16 +91,24 @@ class Proposal:
         actions: float32 [P, n, T, A], raw LIBERO units, the gripper continuous (spec 11.5).
         log_prob: float32 [P, n, T, A] of the continuous sample, nats.
         trace: the policy's own record.
+        mean: float32 [P, T, A], raw units, the chunk that the noise of all n is around, which is
+            what `act` gives without a generator; None unless they start at the mean.
     """
 
     actions: Tensor
     log_prob: Tensor
     trace: Trace
+    mean: Tensor | None = None
 
     def select(self, indices: Indices) -> "Proposal":
         """The scenes at `indices`: a mini-batch that keeps groups whole."""
         chosen = as_indices(indices).to(self.actions.device)
-        return Proposal(self.actions[chosen], self.log_prob[chosen], self.trace.select(chosen))
+        return Proposal(
+            self.actions[chosen],
+            self.log_prob[chosen],
+            self.trace.select(chosen),
+            None if self.mean is None else self.mean[chosen],
+        )
 
 
 @dataclass(frozen=True, eq=False)

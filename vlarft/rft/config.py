@@ -100,6 +100,12 @@ class ObjectiveConfig(Config):
 
     ratio: Literal["entry", "chunk"] = "entry"
     """One importance ratio per action entry (T * A of them), or one per action chunk."""
+    credit: Literal["all", "symmetric"] = "all"
+    """Entries of a chunk that an advantage credits: all, or those whose noise and its mirror image
+    both stay in the range that the world model tells apart; `symmetric` needs `start: mean`.
+
+    Actions are cut at the ends of their range, so noise that reaches across one shows its inner
+    side only, which pushes the mean outwards. The less a policy errs, the more that counts."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Ratios below `1 - clip_low` give no gradient for negative advantages."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
@@ -215,6 +221,21 @@ class RFTConfig(Config):
                 f"objective.minibatches = {self.objective.minibatches} exceeds "
                 f"scenes = {self.scenes}: groups stay whole, so at most one minibatch per scene"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _credit_has_a_mean(self) -> Self:
+        if self.objective.credit == "symmetric":
+            if self.start != "mean":
+                raise ValueError(
+                    f"objective.credit = symmetric with start = {self.start}: noise is mirrored at "
+                    "what is executed, so use start=mean"
+                )
+            if self.objective.ratio != "entry":
+                raise ValueError(
+                    "objective.credit = symmetric chooses among entries, which objective.ratio = "
+                    "chunk joins; use objective.ratio=entry"
+                )
         return self
 
     @model_validator(mode="after")

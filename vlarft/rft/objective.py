@@ -6,6 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlarft.errors import ConfigError
+from vlarft.models.layout import Layout
+from vlarft.models.policy import Proposal
 from vlarft.rft.config import ObjectiveConfig
 
 
@@ -82,6 +85,44 @@ def clipped_loss(
     return loss, removed
 
 
+def symmetric_entries(actions: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Entries whose noise and its mirror image both stay in the range of actions.
+
+    Beyond the range all actions are alike, so across its end a reward sees one half of the noise:
+    it seems to pay to move the mean outwards. What is kept is as likely as its mirror image, so
+    what is left out biases nothing.
+
+    Args:
+        actions: float32 [P, N, T, A], raw units, drawn around `mean`.
+        mean: float32 [P, T, A], raw units, what is executed.
+        low: float32 [A], raw units.
+        high: float32 [A], raw units.
+
+    Returns:
+        bool [P, N, T, A].
+    """
+    mirrored = 2 * mean[:, None] - actions
+    return (torch.minimum(actions, mirrored) >= low) & (torch.maximum(actions, mirrored) <= high)
+
+
+def credited_entries(proposal: Proposal, layout: Layout, config: ObjectiveConfig) -> Tensor | None:
+    """Entries that advantages credit, bool [P, N, T, A]; None: all.
+
+    Raises:
+        ConfigError: the policy does not say what its noise is around.
+    """
+    if config.credit == "all":
+        return None
+    if proposal.mean is None:
+        raise ConfigError(
+            "objective.credit = symmetric, but this policy's sample() gives a proposal without "
+            "its mean; use objective.credit=all, or let it give one"
+        )
+    drawn = proposal.actions
+    low, high = drawn.new_tensor(layout.action_low), drawn.new_tensor(layout.action_high)
+    return symmetric_entries(drawn, proposal.mean, low, high)
+
+
 def low_variance_kl(new: Tensor, reference: Tensor) -> Tensor:
     """Estimate of KL(new | reference) per entry: `e^d - d - 1`, `d = reference - new`.
 
@@ -106,6 +147,7 @@ def policy_terms(
     advantages: Tensor,
     config: ObjectiveConfig,
     reference: Tensor | None = None,
+    credited: Tensor | None = None,
 ) -> PolicyTerms:
     """Clipped surrogate - entropy bonus + KL to the reference, each a mean over entries.
 
@@ -116,6 +158,8 @@ def policy_terms(
         advantages: float32 [P, N].
         config: coefficients and clipping.
         reference: log-probabilities of the policy at step 0, same shape; None without KL term.
+        credited: bool, same shape, entries that advantages credit; None: all. Means stay means
+            over all entries.
     """
     ratio = log_ratio(new, old, config.ratio).exp()
     surrogate, removed = clipped_loss(
@@ -125,6 +169,8 @@ def policy_terms(
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,
     )
+    if credited is not None:
+        surrogate = torch.where(credited, surrogate, torch.zeros_like(surrogate))
     mean_entropy = entropy.mean()
     loss = surrogate.mean() - config.entropy * mean_entropy
     kl_reference = torch.zeros((), device=new.device)

@@ -25,6 +25,8 @@ What differs from the paper's official code, and why (numbers: the code's defect
 17. One start of the flow for a whole group, drawn or its mean: the log-probability leaves it out,
     so differences it makes cannot be credited (5 times the squared signal-to-noise ratio of the
     gradient)  (new)
+18. Optionally, entries whose noise reaches across the range of actions are not credited: cut
+    there, it pulls the mean outwards, the more the less the policy errs  (new)
 
 One step: P windows -> N action chunks each -> imagine and compare with the expert ->
 rewards [P, N] -> advantages within each scene -> clipped policy gradient + anchor -> AdamW.
@@ -51,7 +53,7 @@ from vlarft.rft.evaluation import noise_seeds
 from vlarft.rft.gate import Gate, apply_gate
 from vlarft.rft.judge import SceneCache, judge, load_classifier
 from vlarft.rft.metrics import StageTimer, combine_updates, mean_update
-from vlarft.rft.objective import policy_terms
+from vlarft.rft.objective import credited_entries, policy_terms
 from vlarft.rft.parallel import ALONE, Ranks, own_rows
 from vlarft.rft.policy import TrainablePolicy, as_module, require_share, sample_options
 from vlarft.rft.randomness import generator_for, step_windows
@@ -180,9 +182,11 @@ class Trainer:
             )
         with timer("update"):
             own = values[self.own].to(self.device)
-            updates = self._update(batch, observation, proposal, own, advantages.kept)
+            credited = credited_entries(proposal, self.engine.world.layout, config.objective)
+            updates = self._update(batch, observation, proposal, own, advantages.kept, credited)
         errors = proposal.actions - batch.actions[:, None].to(self.device)
         means = {
+            **({} if credited is None else {"credited": float(credited.float().mean())}),
             "distance": float(outcome.distance.mean()),
             "l1": outcome.l1,
             "perceptual": outcome.perceptual,
@@ -212,11 +216,12 @@ class Trainer:
         proposal: Proposal,
         values: Tensor,
         kept: Tensor,
+        credited: Tensor | None = None,
     ) -> Metrics:
         """All optimiser updates of one batch of rollouts; returns means over updates.
 
         `values`, advantages float32 [P / processes, N], are of this process's scenes like all
-        before them; `kept`, bool [P], says which of all scenes have a signal.
+        before them, and `credited`; `kept`, bool [P], says which of all scenes have a signal.
         """
         objective = self.config.objective
         order = torch.randperm(
@@ -255,6 +260,7 @@ class Trainer:
                     values[rows.to(values.device)],
                     objective,
                     reference[part],
+                    None if credited is None else credited[rows.to(credited.device)],
                 )
                 loss = loss + weight * terms.loss
                 sigma = (new.entropy.detach() - HALF_LOG_TWO_PI_E).exp()

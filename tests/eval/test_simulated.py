@@ -97,9 +97,10 @@ def test_every_chunk_starts_from_its_windows_state(windows, tmp_path):
     run = Simulations(windows, numbers, python=tmp_path, jobs=2)
     assert run.after == (2, 4)
     found = run.run(actions, lambda *report: seen.append(report))
-    assert sorted(FakeSimulator.opened) == [
+    # Who has nothing left helps with the other task, in a simulator of its own.
+    assert set(FakeSimulator.opened) == {
         ("libero_object", task, SIZE, tmp_path, "egl") for task in (2, 4)
-    ]
+    }
     assert sorted(seen) == [(1, 3), (2, 3), (3, 3)]
     assert found.position[..., 0].tolist() == [[0] * 3, [3] * 3, [0] * 3]
     assert found.position[..., 1].tolist() == [[1] * 3, [2] * 3, [2] * 3]

@@ -141,7 +141,10 @@ def _explain(cls: type[Config], error: ValidationError) -> str:
         return (
             f"unknown key '{key}'{_near(str(first['loc'][-1]), known)}; known: {', '.join(known)}"
         )
-    return f"{key} = {first.get('input')!r}: {first['msg']}"
+    value, words = first.get("input"), first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error" or not isinstance(value, dict):
+        return f"{key} = {value!r}: {words}"
+    return words if not key or key in words else f"{key}: {words}"  # how values go together
 
 
 def _known_keys(cls: type[BaseModel], path: Sequence[Any]) -> list[str]:

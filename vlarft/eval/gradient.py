@@ -186,11 +186,11 @@ def measure_gradient(
     found: dict[str, list[Tensor]] = {"reward": [], "knowing": [], "executed": []}
     credit = []
 
-    def flat(loss: Tensor) -> Tensor:
-        parts = torch.autograd.grad(loss, head, allow_unused=True)
-        zeros = (torch.zeros_like(p) for p in head)
-        whole = [zero if g is None else g for g, zero in zip(parts, zeros, strict=True)]
-        return -torch.cat([g.flatten() for g in whole]).cpu()  # where a step would go
+    def descent(loss: Tensor) -> Tensor:
+        parts = torch.autograd.grad(
+            loss, head, allow_unused=True, materialize_grads=True, retain_graph=True
+        )
+        return -torch.cat([part.flatten() for part in parts]).cpu()
 
     for step in range(batches):
         batch = windows.batch(step_windows(len(windows), config.scenes, config.seed, step))
@@ -208,15 +208,15 @@ def measure_gradient(
         error = way_error(asked_way(proposal.actions.cpu()), expert[:, None])
         credited = credited_entries(proposal, layout, objective)
         credit.append(1.0 if credited is None else float(credited.float().mean()))
+        new = policy.log_prob(observation, proposal)
         for name, worse in (("reward", distance), ("knowing", error)):
             values = group_advantages(-worse, config.advantage).values.to(head[0].device)
-            new = policy.log_prob(observation, proposal)
             terms = policy_terms(
                 new.log_prob, new.log_prob.detach(), new.entropy, values, objective, None, credited
             )
-            found[name].append(flat(terms.loss))
+            found[name].append(descent(terms.loss))
         way = asked_way(policy.executed(observation))
-        found["executed"].append(flat(way_error(way, expert.to(way.device)).mean()))
+        found["executed"].append(descent(way_error(way, expert.to(way.device)).mean()))
         if progress:
             progress(step + 1, batches)
     stacked = {name: torch.stack(rows) for name, rows in found.items()}

@@ -254,13 +254,13 @@ class FlowPolicy(nn.Module):
             x = self._noise(len(observation), 1 if start == "shared" else n, generator, share)
         noisy = range(self.config.steps - self._noisy, self.config.steps)
         x = self._follow(x, range(noisy.start), flow)  # the same for a whole group
-        executed = None
-        if start == "mean":
-            executed = self.actions.denormalize(self._follow(x, noisy, flow)[:, 0])
         x = x.expand(-1, n, -1, -1).contiguous()
-        chain, total = [x], torch.zeros_like(x)
+        chain, total, executed = [x], torch.zeros_like(x), None
         for k in noisy:
             mean, log_sigma = self._moments(k, x, flow, sigma)
+            if start == "mean" and k == noisy.start:  # where all of a group still are alike
+                end = self._follow(mean[:, :1], noisy[1:], flow)
+                executed = self.actions.denormalize(end[:, 0])
             x = mean + log_sigma.exp() * self._step_noise(len(observation), n, generator, share)
             total = total + _score(x, mean, log_sigma)
             chain.append(x)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 _CODE = """
-import sys, torch
+import ctypes, gc, sys, torch
 torch.set_num_threads(1)
 from vlarft.engine import RolloutEngine, Sampling
 from vlarft.engine.stats import peak_resident_bytes, resident_bytes
@@ -27,6 +27,8 @@ with RolloutEngine(world, backend="native", metric="lpips-alex", memory_limit="1
     frames, actions, expert = inputs(1, 1)
     warm.rollout(warm.encode(frames), actions[:, :, :1], expert[:, :1])
 del warm
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # else what it left free on the heap is taken again unseen
 before = resident_bytes()
 engine = RolloutEngine(world, backend="native", metric="lpips-alex", memory_limit="4GiB")
 frames, actions, expert = inputs(scenes, rollouts)
@@ -42,7 +44,7 @@ print(result.stats["peak_bytes"], result.stats["planned_bytes"], plan.bytes)
 """
 
 
-@pytest.mark.parametrize(("scenes", "rollouts"), [(1, 150)])
+@pytest.mark.parametrize(("scenes", "rollouts"), [(1, 220)])
 def test_peak_memory_is_within_a_tenth_of_the_plan(scenes, rollouts):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)

@@ -459,6 +459,40 @@ def test_correlated_noise_keeps_each_entry_s_spread() -> None:
     assert entries[~torch.eye(7, dtype=torch.bool)].abs().max() < 0.1  # between dimensions: none
 
 
+@pytest.mark.parametrize("n", [1, 6, 7])
+def test_antithetic_rollouts_are_mirror_images_in_pairs(n: int) -> None:
+    policy = with_config(shaken(tiny()), noisy_steps=1, noise_correlation=0.5, antithetic=True)
+    observation = observe(2)
+    chain = policy.sample(observation, n, generator(), start="mean").trace.chain
+    conditions = policy._conditions(policy.encode(observation))
+    mean, _ = policy._moments(9, chain[:, :, 0].contiguous(), *conditions)
+    noise = chain[:, :, 1] - mean  # [P, n, T, A]
+    assert noise.shape[1] == n
+    assert noise.abs().min() > 0
+    first, second = noise[:, : n - n % 2 : 2], noise[:, 1::2]
+    torch.testing.assert_close(first, -second, rtol=1e-4, atol=1e-5)
+    others = noise[:, ::2].flatten(2)
+    assert all(not torch.equal(others[:, 0], others[:, k]) for k in range(1, others.shape[1]))
+
+
+def test_antithetic_rollouts_are_spread_like_others() -> None:
+    policy = with_config(build_policy("tiny", STATISTICS), noisy_steps=1, antithetic=True)
+    chain = policy.sample(observe(1), 8000, generator(), start="shared").trace.chain
+    step = chain[0, :, 1] - chain[0, :, 0]
+    sigma = math.sqrt(0.08 * 0.2)
+    assert step.std(0).sub(sigma).abs().max() < 0.06 * sigma
+    assert step[::2].mean(0).abs().max() < 0.1 * sigma  # neither half is one side
+
+
+def test_two_parts_of_a_batch_draw_its_antithetic_noise() -> None:
+    policy = with_config(shaken(tiny()), noisy_steps=1, antithetic=True)
+    observation, rows = observe(4), torch.tensor([1, 3])
+    whole = policy.sample(observation, 4, generator(), start="mean")
+    own, share = observation.select(rows), Share(rows, 4)
+    part = policy.sample(own, 4, generator(), start="mean", share=share)
+    torch.testing.assert_close(part.actions, whole.actions[rows], rtol=1e-5, atol=1e-5)
+
+
 def test_more_noisy_steps_than_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="noisy_steps 11 is above steps 10"):
         load_config(FlowPolicyConfig, {"noisy_steps": 11})

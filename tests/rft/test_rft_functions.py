@@ -33,6 +33,8 @@ def test_config_refuses_unknown_and_impossible_values():
         load_config(RFTConfig, None, ["reward.l1=0", "reward.lpips=0"])
     with pytest.raises(ConfigError, match="use start=mean"):
         load_config(RFTConfig, None, ["objective.credit=symmetric"])
+    with pytest.raises(ConfigError, match="use start=mean or start=shared"):
+        load_config(RFTConfig, None, ["exploration.antithetic=true", "start=independent"])
     settings = ["objective.credit=symmetric", "start=mean", "objective.ratio=chunk"]
     with pytest.raises(ConfigError, match=r"use objective\.ratio=entry"):
         load_config(RFTConfig, None, settings)

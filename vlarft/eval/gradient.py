@@ -86,10 +86,12 @@ class GradientReport:
     def table(self) -> Table:
         """Both rewards, for a terminal."""
         table = Table(title=f"Gradients of {self.batches} batches of {self.rollouts} rollouts")
-        for column in ("advantages from", "signal", "towards better execution (95%)"):
+        for column in ("advantages from", "signal (95%)", "towards better execution (95%)"):
             table.add_column(column, justify="left" if column == "advantages from" else "right")
         for name, found in (("the reward", self.reward), ("the way's error", self.knowing)):
-            table.add_row(name, f"{found.signal.value:.3f}", str(found.executed))
+            low, high = found.signal.interval
+            share = f"{found.signal.value:.3f} ({low:.3f} to {high:.3f})"
+            table.add_row(name, share, str(found.executed))
         table.caption = f"{self.credited:.0%} of the entries are credited"
         return table
 

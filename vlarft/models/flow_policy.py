@@ -74,6 +74,10 @@ class FlowPolicyConfig(Config):
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Correlation of a step's noise between a chunk's actions; each entry's distribution stays, and
     so does its log-probability. At 0 (the paper) displacements average out over a chunk."""
+    antithetic: bool = False
+    """Rollouts come in pairs, 2k and 2k + 1 of a scene, of opposite noise; each rollout's own
+    distribution stays, and so does its log-probability. What a reward says alike for a deviation
+    and its opposite leaves the gradient; from one start of the flow (`start`), that is."""
     sigma_min: float = Field(default=0.08, gt=0)
     """Smallest standard deviation of a step, normalised action units."""
     sigma_max: float = Field(default=0.2, gt=0)
@@ -557,11 +561,14 @@ class FlowPolicy(nn.Module):
     def _step_noise(
         self, scenes: int, n: int, generator: torch.Generator, share: Share | None
     ) -> Tensor:
-        own, common = self._noise(scenes, n, generator, share), self.config.noise_correlation
-        if not common:
-            return own
-        shared = self._noise(scenes, n, generator, share)[:, :, :1]
-        return math.sqrt(1 - common) * own + math.sqrt(common) * shared
+        drawn = (n + 1) // 2 if self.config.antithetic else n
+        noise, common = self._noise(scenes, drawn, generator, share), self.config.noise_correlation
+        if common:
+            shared = self._noise(scenes, drawn, generator, share)[:, :, :1]
+            noise = math.sqrt(1 - common) * noise + math.sqrt(common) * shared
+        if self.config.antithetic:
+            noise = torch.stack([noise, -noise], dim=2).flatten(1, 2)[:, :n]
+        return noise
 
     def _times(self, scenes: int, generator: torch.Generator, share: Share | None = None) -> Tensor:
         drawn = scenes if share is None else share.total

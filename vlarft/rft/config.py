@@ -76,6 +76,9 @@ class ExplorationConfig(Config):
     """The last steps of the flow that are stochastic; the paper: all K."""
     noise_correlation: Annotated[float, Field(ge=0, le=1)] | None = None
     """Correlation of the noise between a chunk's actions; the paper: 0."""
+    antithetic: bool | None = None
+    """Rollouts of a scene in pairs of opposite noise; needs `start: mean` or `shared`. The paper:
+    none."""
     sigma_min: Annotated[float, Field(gt=0)] | None = None
     """Smallest standard deviation of a noisy step, normalised action units; the paper: 0.08."""
     sigma_max: Annotated[float, Field(gt=0)] | None = None
@@ -236,6 +239,15 @@ class RFTConfig(Config):
                     "objective.credit = symmetric chooses among entries, which objective.ratio = "
                     "chunk joins; use objective.ratio=entry"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_start_alike(self) -> Self:
+        if self.exploration.antithetic and self.start == "independent":
+            raise ValueError(
+                "exploration.antithetic with start = independent: rollouts of opposite noise are "
+                "opposite only around one start, so use start=mean or start=shared"
+            )
         return self
 
     @model_validator(mode="after")

@@ -32,10 +32,12 @@ def test_direction_finds_angle_and_share_of_signal() -> None:
     assert found.signal.value == pytest.approx(0.2, abs=0.03)
     assert found.executed.value == pytest.approx(0.6, abs=0.1)
     assert found.executed.interval[0] < 0.6 < found.executed.interval[1]
+    assert found.progress.value == pytest.approx(0.6 * math.sqrt(0.2), abs=0.03)
     assert direction(batches(-towards, 0.1, 60, 2), executed).executed.interval[1] < -0.8
     nothing = direction(batches(0 * towards, 0.1, 60, 3), executed)
     assert nothing.signal.interval[0] < 0.02
     assert not nothing.executed.interval[0] > 0.5  # NaN or wide
+    assert nothing.progress.interval[0] < 0.02
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -50,7 +52,7 @@ def test_verdicts() -> None:
     signal = Estimate(0.1, (0.0, 0.2))
 
     def verdict(low: float, high: float) -> str:
-        found = Direction(signal, Estimate((low + high) / 2, (low, high)))
+        found = Direction(signal, signal, Estimate((low + high) / 2, (low, high)))
         return GradientReport(3, 8, found, found, 1.0).verdict
 
     assert "points where" in verdict(0.1, 0.9)
@@ -76,7 +78,8 @@ def measure(engine: RolloutEngine, *settings: str, count: int = 6) -> GradientRe
 
 def test_a_reward_that_knows_the_way_points_the_way_when_noise_is_narrow(engine) -> None:
     narrow = ("exploration.sigma_min=0.02", "exploration.sigma_max=0.05", "reward.kind=actions")
-    report = measure(engine, *narrow, "rollouts=64", count=10)
+    all_of_them = ("rollouts=64", "objective.credit=all")
+    report = measure(engine, *narrow, *all_of_them, count=10)
     assert report.knowing.signal.value > 0.02
     assert report.knowing.executed.interval[0] > 0.2
     assert report.rollouts == 512

@@ -44,14 +44,22 @@ class Direction:
         executed: cosine of the expected gradient with that of the executed chunks' error: 1 as
             good as can be, 0 aside, below 0 away from it. Unbiased, so it may pass 1; NaN
             where no signal was found.
+        progress: mean cosine of a single batch's gradient with that of the executed chunks'
+            error, weighted by its length: `executed` times the root of `signal`, known better than
+            either. What to compare settings by, at equal cost.
     """
 
     signal: Estimate
     executed: Estimate
+    progress: Estimate
 
     def to_dict(self) -> dict[str, Any]:
         """As written to the JSON file."""
-        return {"signal": self.signal.to_dict(), "executed": self.executed.to_dict()}
+        return {
+            "signal": self.signal.to_dict(),
+            "executed": self.executed.to_dict(),
+            "progress": self.progress.to_dict(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +83,8 @@ class GradientReport:
 
     @property
     def verdict(self) -> str:
-        """What the interval of the reward's direction says."""
-        low, high = self.reward.executed.interval
+        """What the interval of the reward's progress says."""
+        low, high = self.reward.progress.interval
         if low > 0:
             return "The gradient points where executed actions get better."
         if high < 0:
@@ -86,12 +94,13 @@ class GradientReport:
     def table(self) -> Table:
         """Both rewards, for a terminal."""
         table = Table(title=f"Gradients of {self.batches} batches of {self.rollouts} rollouts")
-        for column in ("advantages from", "signal (95%)", "towards better execution (95%)"):
+        figures = ("signal (95%)", "towards better execution", "progress of a batch")
+        for column in ("advantages from", *figures):
             table.add_column(column, justify="left" if column == "advantages from" else "right")
         for name, found in (("the reward", self.reward), ("the way's error", self.knowing)):
             low, high = found.signal.interval
             share = f"{found.signal.value:.3f} ({low:.3f} to {high:.3f})"
-            table.add_row(name, share, str(found.executed))
+            table.add_row(name, share, str(found.executed), str(found.progress))
         table.caption = f"{self.credited:.0%} of the entries are credited"
         return table
 
@@ -129,7 +138,7 @@ def _between(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 def direction(gradients: Tensor, executed: Tensor) -> Direction:
-    """Signal and direction of gradients.
+    """Signal, direction and progress of gradients.
 
     Args:
         gradients: float32 [B, D], B >= 3.
@@ -146,8 +155,13 @@ def direction(gradients: Tensor, executed: Tensor) -> Direction:
         other = _between(executed, executed, weights)
         return _between(gradients, executed, weights) / (own * other).sqrt()  # NaN: no signal
 
+    def progress(weights: Tensor) -> Tensor:
+        mean = (weights @ squared) / weights.sum(1)
+        other = _between(executed, executed, weights)
+        return _between(gradients, executed, weights) / (mean * other).sqrt()
+
     count = len(gradients)
-    return Direction(jackknife(signal, count), jackknife(cosine, count))
+    return Direction(jackknife(signal, count), jackknife(cosine, count), jackknife(progress, count))
 
 
 def measure_gradient(

@@ -10,7 +10,7 @@ from vlarft.demo import DEMOS, POLICY, WORLD, load_windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError
 from vlarft.eval import explored
-from vlarft.eval.explored import asked_way, measure_explored, push_shares, way_error
+from vlarft.eval.explored import asked_way, measure_explored, push_leans, push_shares, way_error
 from vlarft.models.flow_policy import FlowPolicy
 from vlarft.models.world_model import WorldModel
 from vlarft.rft.config import RFTConfig
@@ -69,6 +69,22 @@ def test_shares_of_the_right_push() -> None:
         assert share.interval[0] < 0 < share.interval[1]
     against = push_shares(-way_error(ways, expert[:, None]), ways, expert, episode)
     assert against["along"].value == pytest.approx(-1)
+
+
+def test_a_lean_is_the_push_without_an_error() -> None:
+    """A distance that likes one side of z leans there and nowhere else; one that knows does not."""
+    random = torch.Generator().manual_seed(4)
+    ways = torch.randn(400, 16, 3, generator=random, dtype=torch.float64)
+    expert = torch.randn(400, 3, generator=random, dtype=torch.float64)
+    episode = torch.arange(400) // 4
+    error = way_error(ways, expert[:, None])
+    for lean in push_leans(error, ways, expert, episode).values():
+        assert lean.value == pytest.approx(0, abs=1e-9)
+    high = push_leans(error - 0.3 * ways[..., 2], ways, expert, episode)
+    assert high["z"].interval[0] > 0.1
+    assert all(abs(high[axis].value) < 0.05 for axis in ("x", "y"))
+    low = push_leans(error + 0.3 * ways[..., 2], ways, expert, episode)
+    assert low["z"].interval[1] < -0.1
 
 
 def test_imagined_distance_follows_the_way(engine, policy, windows) -> None:

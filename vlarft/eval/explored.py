@@ -43,6 +43,8 @@ class Explored:
         actions_way: of the action error itself with the error of the asked way.
         pushes: by axis and `along` the expert's way, the share of the right push that the averaged
             distance gives: 1 as much as a reward that knows the way, 0 nothing.
+        leans: likewise, the push that it gives where the right one is 0: a policy that is right is
+            pushed off by it. 0 is none.
         spread: standard deviation of the asked way within a group, raw units, mean over x, y, z.
     """
 
@@ -55,6 +57,7 @@ class Explored:
     actions: Estimate
     actions_way: Estimate
     pushes: dict[str, Estimate]
+    leans: dict[str, Estimate]
     spread: float
 
     def lines(self) -> list[str]:
@@ -67,6 +70,8 @@ class Explored:
             f"{self.actions_way}); between two noise seeds {self.agreement}",
             "share of the push that a reward which knows the way would give the policy: "
             + ", ".join(f"{axis} {share}" for axis, share in self.pushes.items()),
+            "the push where that one is none: "
+            + ", ".join(f"{axis} {lean}" for axis, lean in self.leans.items()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +86,7 @@ class Explored:
             "actions": self.actions.to_dict(),
             "actions_way": self.actions_way.to_dict(),
             "pushes": {axis: share.to_dict() for axis, share in self.pushes.items()},
+            "leans": {axis: lean.to_dict() for axis, lean in self.leans.items()},
             "spread": self.spread,
         }
 
@@ -103,6 +109,38 @@ def way_error(ways: Tensor, expert: Tensor) -> Tensor:
     return (ways - expert).square().sum(-1).sqrt()
 
 
+@dataclass(frozen=True, slots=True)
+class _Pushes:
+    """Of W groups, [W, 4]: axes and `along`."""
+
+    given: Tensor
+    right: Tensor
+    episode: Tensor
+
+    def estimates(self, figure: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Estimate]:
+        """`figure(weights, given, right)` of each axis, episodes drawn anew for its interval."""
+
+        def of(axis: int) -> Estimate:
+            given, right = self.given[:, axis], self.right[:, axis]
+            return bootstrap(lambda weights: figure(weights, given, right), self.episode)
+
+        return {axis: of(number) for number, axis in enumerate((*AXES, ALONG))}
+
+
+def _pushes(distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor) -> _Pushes:
+    off = ways - ways.mean(1, keepdim=True)
+    length = expert.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
+    along = (off * (expert / length)[:, None]).sum(-1, keepdim=True)
+    off = torch.cat([off, along], dim=-1)
+    off = off / off.square().mean((0, 1)).sqrt().clamp_min(1e-6)
+
+    def push(worth: Tensor) -> Tensor:
+        spread = worth.std(1, keepdim=True).clamp_min(1e-12)
+        return ((worth - worth.mean(1, keepdim=True)) / spread)[..., None].mul(off).mean(1)
+
+    return _Pushes(push(-distance), push(-way_error(ways, expert[:, None])), episode)
+
+
 def push_shares(
     distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor
 ) -> dict[str, Estimate]:
@@ -121,27 +159,37 @@ def push_shares(
         Sum over groups of push times right push, over that of the right push squared; for each
         axis and for the component along the expert's way.
     """
-    off = ways - ways.mean(1, keepdim=True)
-    length = expert.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
-    along = (off * (expert / length)[:, None]).sum(-1, keepdim=True)
-    off = torch.cat([off, along], dim=-1)
-    off = off / off.square().mean((0, 1)).sqrt().clamp_min(1e-6)
 
-    def push(worth: Tensor) -> Tensor:
-        spread = worth.std(1, keepdim=True).clamp_min(1e-12)
-        return ((worth - worth.mean(1, keepdim=True)) / spread)[..., None].mul(off).mean(1)
+    def share(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:
+        return (weights @ (given * right)) / (weights @ right.square()).clamp_min(1e-12)
 
-    given, right = push(-distance), push(-way_error(ways, expert[:, None]))
+    return _pushes(distance, ways, expert, episode).estimates(share)
 
-    def share(axis: int) -> Estimate:
-        found, wanted = given[:, axis], right[:, axis]
 
-        def ratio(weights: Tensor) -> Tensor:
-            return (weights @ (found * wanted)) / (weights @ wanted.square()).clamp_min(1e-12)
+def push_leans(
+    distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor
+) -> dict[str, Estimate]:
+    """The push that a distance gives where the right one is 0: it pushes a right policy off.
 
-        return bootstrap(ratio, episode)
+    Args:
+        distance: float64 [W, N].
+        ways: float64 [W, N, 3].
+        expert: float64 [W, 3].
+        episode: int64 [W], at least two of them.
 
-    return {axis: share(number) for number, axis in enumerate((*AXES, ALONG))}
+    Returns:
+        Constant of the least-squares line of push on right push over groups, in the push's units;
+        for each axis and for the component along the expert's way.
+    """
+
+    def lean(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:
+        total = weights.sum(-1)
+        middle, height = (weights @ right) / total, (weights @ given) / total
+        together = (weights @ (given * right)) / total - middle * height
+        slope = together / ((weights @ right.square()) / total - middle**2).clamp_min(1e-12)
+        return height - slope * middle
+
+    return _pushes(distance, ways, expert, episode).estimates(lean)
 
 
 @torch.no_grad()
@@ -222,5 +270,6 @@ def measure_explored(
         actions=alike([(one, error) for one in distance]),
         actions_way=alike([(error, way)]),
         pushes=push_shares(distance.mean(0), ways, target, episode),
+        leans=push_leans(distance.mean(0), ways, target, episode),
         spread=float(ways.std(1).mean()),
     )

@@ -165,12 +165,17 @@ def _tables(summary: Found) -> Iterator[TableData]:
                     [f"share of the right push, {axis}", _figure(share)]
                     for axis, share in explored["pushes"].items()
                 ),
+                *(  # runs of earlier versions have none
+                    [f"push where the right one is 0, {axis}", _figure(lean)]
+                    for axis, lean in explored.get("leans", {}).items()
+                ),
             ],
             f"{explored['windows']} groups of {explored['rollouts']} rollouts, drawn as "
             "fine-tuning draws them. The way is where a chunk sends the hand: the sum of its "
             f"displacements as executed, which differs by {explored['spread']:.2f} (standard "
             "deviation, raw units) within a group. The right push is that of a reward which knows "
-            "the way; `along` is the expert's own direction, faster or slower.",
+            "the way; `along` is the expert's own direction, faster or slower. A push where the "
+            "right one is 0 sends even a policy that is right astray.",
         )
     if entries := summary["entries"]:
         yield TableData(

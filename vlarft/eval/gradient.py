@@ -94,13 +94,14 @@ class GradientReport:
     def table(self) -> Table:
         """Both rewards, for a terminal."""
         table = Table(title=f"Gradients of {self.batches} batches of {self.rollouts} rollouts")
-        figures = ("signal (95%)", "towards better execution", "progress of a batch")
-        for column in ("advantages from", *figures):
-            table.add_column(column, justify="left" if column == "advantages from" else "right")
-        for name, found in (("the reward", self.reward), ("the way's error", self.knowing)):
-            low, high = found.signal.interval
-            share = f"{found.signal.value:.3f} ({low:.3f} to {high:.3f})"
-            table.add_row(name, share, str(found.executed), str(found.progress))
+        found = (self.reward, self.knowing)
+        table.add_column("advantages from")
+        for name in ("the reward", "the way's error"):
+            table.add_column(name, justify="right")
+        signals = [(one.signal.value, *one.signal.interval) for one in found]
+        table.add_row("signal", *(f"{v:.3f} ({low:.3f} to {high:.3f})" for v, low, high in signals))
+        table.add_row("towards better execution", *(str(one.executed) for one in found))
+        table.add_row("progress of a batch", *(str(one.progress) for one in found))
         table.caption = f"{self.credited:.0%} of the entries are credited"
         return table
 

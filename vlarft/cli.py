@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 stopped
 import difflib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -503,7 +504,18 @@ def info(json_file: JsonFile = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `vlarft` command; always ends in SystemExit."""
+    _limit_spinning()
     sys.exit(run_command(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _limit_spinning() -> None:
+    """Before torch is loaded: its idle threads sleep after 10,000 turns of waiting, not 300,000.
+
+    That is libgomp's default, milliseconds in which a thread without work keeps a core from who has
+    some. Nothing is lost on an idle machine; what a user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def run_command(arguments: list[str]) -> int:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tests.data.libero_files import write_libero
-from vlarft.data.libero import find_files, noops, read_episodes, split_of
+from vlarft.data.libero import find_files, noops, read_episodes, split_of, whole_hdf5
 from vlarft.errors import DataError
 
 AFTER = {"observation": "after action"}
@@ -248,3 +248,29 @@ def test_paths_and_arguments(tmp_path):
     ]:
         with pytest.raises(DataError, match=words):
             call()
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "file.hdf5"
+    with whole_hdf5(path) as file:
+        file["x"] = 1
+        assert not path.exists()
+    with h5py.File(path) as file:
+        assert file["x"][()] == 1
+    with pytest.raises(KeyError), whole_hdf5(path) as file:
+        raise KeyError
+    assert [found.name for found in path.parent.iterdir()] == ["file.hdf5"]
+
+
+def test_a_file_that_another_writes_is_left_alone(tmp_path):
+    path = tmp_path / "file.hdf5"
+    with whole_hdf5(path) as file:
+        file["x"] = np.arange(1000)
+        file.flush()
+        written = path.with_suffix(".partial").stat().st_size
+        busy = pytest.raises(DataError, match=r"file\.hdf5: another process is writing it")
+        with busy, whole_hdf5(path):
+            pass
+        assert path.with_suffix(".partial").stat().st_size == written
+    with h5py.File(path) as file:
+        assert file["x"][999] == 999

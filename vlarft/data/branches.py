@@ -14,7 +14,14 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
-from vlarft.data.libero import Split, episode_names, episode_split, open_libero, read_floats
+from vlarft.data.libero import (
+    Split,
+    episode_names,
+    episode_split,
+    open_libero,
+    read_floats,
+    whole_hdf5,
+)
 from vlarft.data.render import StateFile, check_source
 from vlarft.errors import ConfigError, DataError, SimulatorError
 from vlarft.libero.parallel import run_by_task
@@ -111,23 +118,16 @@ def branch_files(
     def branch(simulator: RemoteSimulator, file: StateFile) -> None:
         rng = np.random.default_rng([seed, int(file.meta["task_id"])])
         episodes = [e for e in recorded[file.task] if len(e.actions) >= length]
-        unfinished = file.destination.with_suffix(".partial")
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with h5py.File(unfinished, "w") as out:
-                data = out.create_group("data")
-                data.attrs.update(file.meta | {"num_demos": count, "total": count * length})
-                for number in range(count):
-                    if number % each == 0:
-                        episode = episodes[rng.integers(len(episodes))]
-                        start = int(rng.integers(len(episode.actions) - length + 1))
-                    _add(simulator, data, number, episode, start, length, spread, rng)
-                    if progress and (number % 50 == 49 or number == count - 1):
-                        progress(file.destination, number + 1, count)
-            unfinished.replace(file.destination)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        with whole_hdf5(file.destination) as out:
+            data = out.create_group("data")
+            data.attrs.update(file.meta | {"num_demos": count, "total": count * length})
+            for number in range(count):
+                if number % each == 0:
+                    episode = episodes[rng.integers(len(episodes))]
+                    start = int(rng.integers(len(episode.actions) - length + 1))
+                _add(simulator, data, number, episode, start, length, spread, rng)
+                if progress and (number % 50 == 49 or number == count - 1):
+                    progress(file.destination, number + 1, count)
 
     def failed(file: StateFile, error: SimulatorError) -> None:
         raise SimulatorError(f"{file.source}: {error}") from error

@@ -4,8 +4,10 @@ Whatever a file's pairing of observations and actions, an `Episode` holds L acti
 observations: `frames[i]` is seen before `actions[i]` and `frames[i + 1]` after it.
 """
 
+import fcntl
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +167,32 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     if not files:
         raise DataError("no data file given; name HDF5 files or folders of them")
     return files
+
+
+@contextmanager
+def whole_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that appears at `path` once it is complete; missing folders are made.
+
+    Raises:
+        DataError: another process is writing it; that one goes on undisturbed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    with unfinished.open("ab") as probe:  # HDF5 would empty the file before it asks for the lock
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{path}: another process is writing it; let that one finish or stop it, then run "
+                "this again"
+            ) from error
+    try:
+        with h5py.File(unfinished, "w") as file:
+            yield file
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def open_libero(file: Path) -> h5py.File:

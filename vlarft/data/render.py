@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vlarft.data.libero import ACTION_SIZE, episode_names, open_libero, read_floats
+from vlarft.data.libero import ACTION_SIZE, episode_names, open_libero, read_floats, whole_hdf5
 from vlarft.errors import DataError, SimulatorError
 from vlarft.libero.parallel import run_by_task
 from vlarft.libero.remote import RemoteSimulator, ask, choose_renderer
@@ -145,27 +145,8 @@ def _draw_file(
     limit: int | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[int, int]:
-    unfinished = file.destination.with_suffix(".partial")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        counts = _draw_episodes(simulator, file, unfinished, cameras, limit, progress)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    unfinished.replace(file.destination)
-    return counts
-
-
-def _draw_episodes(
-    simulator: RemoteSimulator,
-    file: StateFile,
-    unfinished: Path,
-    cameras: Sequence[str],
-    limit: int | None,
-    progress: Callable[[str, int, int], None] | None,
-) -> tuple[int, int]:
     meta, frames = file.meta, 0
-    with h5py.File(file.source, "r") as recording, h5py.File(unfinished, "w") as out:
+    with h5py.File(file.source, "r") as recording, whole_hdf5(file.destination) as out:
         names = episode_names(recording["data"])[:limit]
         group = out.create_group("data")
         for done, name in enumerate(names, start=1):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlarft.data.libero import episode_names, find_files, open_libero, read_floats
+from vlarft.data.libero import episode_names, find_files, open_libero, read_floats, whole_hdf5
 from vlarft.data.render import StateFile, check_simulator, check_source
 from vlarft.errors import DataError, SimulatorError
 from vlarft.libero.parallel import run_by_task
@@ -121,28 +121,21 @@ def _draw_task(
         places.append([state[entries[name]][:3] for name in simulator.objects])
         if progress and (done % 50 == 0 or done == count):
             progress(done, count)
-    unfinished = destination.with_suffix(".partial")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with h5py.File(unfinished, "w") as file:
-            file.create_dataset(
-                "agentview_rgb",
-                data=np.stack(pictures),
-                compression="gzip",
-                chunks=(1, *pictures[0].shape),
-            )
-            file["places"] = np.asarray(places, np.float32)
-            file.attrs.update(
-                task=simulator.task,
-                language=simulator.language,
-                objects=list(simulator.objects),
-                target=simulator.target,
-                goal=simulator.goal,
-            )
-        unfinished.replace(destination)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with whole_hdf5(destination) as file:
+        file.create_dataset(
+            "agentview_rgb",
+            data=np.stack(pictures),
+            compression="gzip",
+            chunks=(1, *pictures[0].shape),
+        )
+        file["places"] = np.asarray(places, np.float32)
+        file.attrs.update(
+            task=simulator.task,
+            language=simulator.language,
+            objects=list(simulator.objects),
+            target=simulator.target,
+            goal=simulator.goal,
+        )
 
 
 def shuffled(

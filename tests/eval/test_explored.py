@@ -10,7 +10,7 @@ from vlarft.demo import DEMOS, POLICY, WORLD, load_windows
 from vlarft.engine import RolloutEngine
 from vlarft.errors import ConfigError
 from vlarft.eval import explored
-from vlarft.eval.explored import asked_way, measure_explored, push_leans, push_shares, way_error
+from vlarft.eval.explored import asked_way, measure_explored, pushes, way_error
 from vlarft.models.flow_policy import FlowPolicy
 from vlarft.models.world_model import WorldModel
 from vlarft.rft.config import RFTConfig
@@ -56,18 +56,18 @@ def test_shares_of_the_right_push() -> None:
     ways = torch.randn(200, 16, 3, generator=random, dtype=torch.float64)
     expert = torch.randn(200, 3, generator=random, dtype=torch.float64)
     episode = torch.arange(200) % 20
-    full = push_shares(way_error(ways, expert[:, None]), ways, expert, episode)
+    full = pushes(way_error(ways, expert[:, None]), ways, expert, episode).shares()
     assert list(full) == ["x", "y", "z", "along"]
     assert all(share.value == pytest.approx(1) for share in full.values())
     blind = ways - expert[:, None]
     blind[..., 0] = 0  # no depth
-    shares = push_shares(blind.square().sum(-1).sqrt(), ways, expert, episode)
+    shares = pushes(blind.square().sum(-1).sqrt(), ways, expert, episode).shares()
     assert shares["x"].interval[1] < 0.2
     assert shares["y"].interval[0] > 0.9
     noise = torch.randn(200, 16, generator=random, dtype=torch.float64)
-    for share in push_shares(noise, ways, expert, episode).values():
+    for share in pushes(noise, ways, expert, episode).shares().values():
         assert share.interval[0] < 0 < share.interval[1]
-    against = push_shares(-way_error(ways, expert[:, None]), ways, expert, episode)
+    against = pushes(-way_error(ways, expert[:, None]), ways, expert, episode).shares()
     assert against["along"].value == pytest.approx(-1)
 
 
@@ -78,12 +78,12 @@ def test_a_lean_is_the_push_without_an_error() -> None:
     expert = torch.randn(400, 3, generator=random, dtype=torch.float64)
     episode = torch.arange(400) // 4
     error = way_error(ways, expert[:, None])
-    for lean in push_leans(error, ways, expert, episode).values():
+    for lean in pushes(error, ways, expert, episode).leans().values():
         assert lean.value == pytest.approx(0, abs=1e-9)
-    high = push_leans(error - 0.3 * ways[..., 2], ways, expert, episode)
+    high = pushes(error - 0.3 * ways[..., 2], ways, expert, episode).leans()
     assert high["z"].interval[0] > 0.1
     assert all(abs(high[axis].value) < 0.05 for axis in ("x", "y"))
-    low = push_leans(error + 0.3 * ways[..., 2], ways, expert, episode)
+    low = pushes(error + 0.3 * ways[..., 2], ways, expert, episode).leans()
     assert low["z"].interval[1] < -0.1
 
 

@@ -110,14 +110,40 @@ def way_error(ways: Tensor, expert: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pushes:
-    """Of W groups, [W, 4]: axes and `along`."""
+class Pushes:
+    """Where an update sends the hand, by group: x, y, z and along the expert's way.
+
+    Attributes:
+        given: float64 [W, 4], by a distance.
+        right: the same by `way_error`.
+        episode: int64 [W], of each group.
+    """
 
     given: Tensor
     right: Tensor
     episode: Tensor
 
-    def estimates(self, figure: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Estimate]:
+    def shares(self) -> dict[str, Estimate]:
+        """Sum over groups of push times right push, over that of the right push squared."""
+
+        def share(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:
+            return (weights @ (given * right)) / (weights @ right.square()).clamp_min(1e-12)
+
+        return self._estimates(share)
+
+    def leans(self) -> dict[str, Estimate]:
+        """Constant of the least-squares line of push on right push: what pushes a right policy."""
+
+        def lean(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:
+            total = weights.sum(-1)
+            middle, height = (weights @ right) / total, (weights @ given) / total
+            together = (weights @ (given * right)) / total - middle * height
+            slope = together / ((weights @ right.square()) / total - middle**2).clamp_min(1e-12)
+            return height - slope * middle
+
+        return self._estimates(lean)
+
+    def _estimates(self, figure: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Estimate]:
         """`figure(weights, given, right)` of each axis, episodes drawn anew for its interval."""
 
         def of(axis: int) -> Estimate:
@@ -127,7 +153,18 @@ class _Pushes:
         return {axis: of(number) for number, axis in enumerate((*AXES, ALONG))}
 
 
-def _pushes(distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor) -> _Pushes:
+def pushes(distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor) -> Pushes:
+    """Where a distance pushes the hand, and where it should.
+
+    A group's push is the mean of advantage times deviation from the group's mean, per axis in
+    units of that deviation's spread; the right one has its advantages from `way_error`.
+
+    Args:
+        distance: float64 [W, N].
+        ways: float64 [W, N, 3].
+        expert: float64 [W, 3].
+        episode: int64 [W], at least two of them.
+    """
     off = ways - ways.mean(1, keepdim=True)
     length = expert.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
     along = (off * (expert / length)[:, None]).sum(-1, keepdim=True)
@@ -138,58 +175,7 @@ def _pushes(distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor) -> 
         spread = worth.std(1, keepdim=True).clamp_min(1e-12)
         return ((worth - worth.mean(1, keepdim=True)) / spread)[..., None].mul(off).mean(1)
 
-    return _Pushes(push(-distance), push(-way_error(ways, expert[:, None])), episode)
-
-
-def push_shares(
-    distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor
-) -> dict[str, Estimate]:
-    """How much of the right push a distance gives, regressed over groups.
-
-    A group's push is the mean of advantage times deviation from the group's mean, per axis in
-    units of that deviation's spread; the right one has its advantages from `way_error`.
-
-    Args:
-        distance: float64 [W, N].
-        ways: float64 [W, N, 3].
-        expert: float64 [W, 3].
-        episode: int64 [W], at least two of them.
-
-    Returns:
-        Sum over groups of push times right push, over that of the right push squared; for each
-        axis and for the component along the expert's way.
-    """
-
-    def share(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:
-        return (weights @ (given * right)) / (weights @ right.square()).clamp_min(1e-12)
-
-    return _pushes(distance, ways, expert, episode).estimates(share)
-
-
-def push_leans(
-    distance: Tensor, ways: Tensor, expert: Tensor, episode: Tensor
-) -> dict[str, Estimate]:
-    """The push that a distance gives where the right one is 0: it pushes a right policy off.
-
-    Args:
-        distance: float64 [W, N].
-        ways: float64 [W, N, 3].
-        expert: float64 [W, 3].
-        episode: int64 [W], at least two of them.
-
-    Returns:
-        Constant of the least-squares line of push on right push over groups, in the push's units;
-        for each axis and for the component along the expert's way.
-    """
-
-    def lean(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:
-        total = weights.sum(-1)
-        middle, height = (weights @ right) / total, (weights @ given) / total
-        together = (weights @ (given * right)) / total - middle * height
-        slope = together / ((weights @ right.square()) / total - middle**2).clamp_min(1e-12)
-        return height - slope * middle
-
-    return _pushes(distance, ways, expert, episode).estimates(lean)
+    return Pushes(push(-distance), push(-way_error(ways, expert[:, None])), episode)
 
 
 @torch.no_grad()
@@ -256,6 +242,8 @@ def measure_explored(
     way = way_error(ways, target[:, None])
     episode = windows.episode[numbers]
 
+    pushed = pushes(distance.mean(0), ways, target, episode)
+
     def alike(pairs: list[tuple[Tensor, Tensor]]) -> Estimate:
         ranks = torch.stack([rank_correlation(a, b) for a, b in pairs])
         return mean_interval(ranks.mean(0), episode)
@@ -269,7 +257,7 @@ def measure_explored(
         agreement=alike(list(combinations(distance, 2))),
         actions=alike([(one, error) for one in distance]),
         actions_way=alike([(error, way)]),
-        pushes=push_shares(distance.mean(0), ways, target, episode),
-        leans=push_leans(distance.mean(0), ways, target, episode),
+        pushes=pushed.shares(),
+        leans=pushed.leans(),
         spread=float(ways.std(1).mean()),
     )

@@ -1,6 +1,9 @@
-"""Writing files: whole, or the part between two markers."""
+"""Writing files: whole, by one process at a time, or the part between two markers."""
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,29 @@ def write_json(path: Path, content: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+@contextmanager
+def only_writer(lock: Path, written: Path) -> Iterator[None]:
+    """Hold `lock`, a file that is made when missing, against other processes that ask for it.
+
+    Args:
+        lock: file to hold; missing folders are made.
+        written: what it stands for, named in the error.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{written}: another process is writing it; let that one finish or stop it, then "
+                "run this again"
+            ) from error
+        yield
 
 
 def replace_block(path: Path, name: str, body: str) -> None:

@@ -10,6 +10,7 @@ from vlarft.data import record, render
 from vlarft.data.libero import read_episodes
 from vlarft.data.record import RecordConfig, Recorder, kind_and_index, outcome_rows, undrawn
 from vlarft.errors import ConfigError, DataError, SimulatorError
+from vlarft.files import only_writer
 from vlarft.libero.starts import SHIFT
 
 TASKS = [{"name": name, "language": name} for name in ("pick_up_the_milk", "second")]
@@ -181,6 +182,14 @@ def test_mistakes_are_named(tmp_path):
     )
     with pytest.raises(DataError, match="not a readable recording"):
         recorder(tmp_path).record([0], 1)
+
+
+def test_one_process_at_a_time_records_into_a_folder(scenes, tmp_path):
+    with only_writer(tmp_path / "record.jsonl", tmp_path):
+        with pytest.raises(DataError, match="another process is writing it"):
+            recorder(tmp_path).record([0], 1)
+        assert not scenes
+    assert recorder(tmp_path).record([0], 1)
 
 
 def test_kinds_take_turns_through_the_first_initial_states():

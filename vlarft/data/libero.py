@@ -4,7 +4,6 @@ Whatever a file's pairing of observations and actions, an `Episode` holds L acti
 observations: `frames[i]` is seen before `actions[i]` and `frames[i + 1]` after it.
 """
 
-import fcntl
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlarft.errors import DataError
+from vlarft.files import only_writer
 
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ACTION_SIZE = len(ACTION_NAMES)
@@ -176,16 +176,9 @@ def whole_hdf5(path: Path) -> Iterator[h5py.File]:
     Raises:
         DataError: another process is writing it; that one goes on undisturbed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".partial")
-    with unfinished.open("ab") as probe:  # HDF5 would empty the file before it asks for the lock
-        try:
-            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"{path}: another process is writing it; let that one finish or stop it, then run "
-                "this again"
-            ) from error
+    with only_writer(unfinished, path):  # HDF5 would empty the file before it asks for the lock
+        pass
     try:
         with h5py.File(unfinished, "w") as file:
             yield file

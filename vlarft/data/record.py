@@ -20,7 +20,7 @@ from pydantic import Field
 from vlarft.config import Config
 from vlarft.data.libero import split_of
 from vlarft.errors import ConfigError, DataError, SimulatorError
-from vlarft.files import write_json
+from vlarft.files import only_writer, write_json
 from vlarft.libero import remote
 from vlarft.libero.expert import NOISE, Rollout, play_expert
 from vlarft.libero.parallel import run_by_task
@@ -145,11 +145,22 @@ class Recorder:
 
         Raises:
             ConfigError: a task does not exist.
+            DataError: another process records into this folder.
             SimulatorError: some episodes failed for technical reasons; the others are kept.
         """
         for task in tasks:
             if not 0 <= task < self.tasks:
                 raise ConfigError(f"--tasks {task}; allowed: 0 to {self.tasks - 1}")
+        with only_writer(self._log, self._out):
+            return self._record(tasks, episodes, jobs, progress)
+
+    def _record(
+        self,
+        tasks: Sequence[int],
+        episodes: int,
+        jobs: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> list[Recorded]:
         if not self._asked.exists():
             write_json(self._asked, {"config": self._settings(), "versions": self._versions})
         done = self._done()

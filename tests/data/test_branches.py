@@ -92,6 +92,19 @@ def test_branches_start_at_recorded_states_in_groups(recording, tmp_path):
     assert {episode for episode, _ in origins} == {0, 3}
 
 
+def test_branches_where_the_gripper_closes(recording, tmp_path):
+    branched(recording, tmp_path, at_grasp=1.0)
+    starts = {int(state[2]) for state, _, _ in Adder.requests}
+    assert starts == {3, 4, 5}  # of 0 to 8: action 5 is the last open one, and 6 is a branch's too
+    Adder.requests.clear()
+    branched(recording, tmp_path, at_grasp=0.5)
+    share = np.mean([int(state[2]) in starts for state, _, _ in Adder.requests])
+    assert 0.5 < share < 1
+    Adder.requests.clear()
+    branched(recording, tmp_path, at_grasp=0.0)
+    assert {int(state[2]) for state, _, _ in Adder.requests} - starts
+
+
 def test_changed_actions_stay_in_range_and_differ():
     recorded, rng = recorded_actions(0)[2:10], np.random.default_rng(0)
     spread = spread_of(recorded_actions(0))
@@ -135,3 +148,17 @@ def test_numbers_are_checked(recording, tmp_path, name, given):
 def test_branches_longer_than_any_episode_are_refused(recording, tmp_path):
     with pytest.raises(DataError, match=r"--length 13, but the longest episode has 12 actions$"):
         branch_files([(recording, tmp_path / "b.hdf5")], length=13)
+
+
+@pytest.mark.parametrize("given", [-0.1, 1.5, float("nan")])
+def test_a_share_of_grasps_is_a_share(recording, tmp_path, given):
+    with pytest.raises(ConfigError, match=rf"--at-grasp {given}; allowed: 0 to 1"):
+        branched(recording, tmp_path, at_grasp=given)
+
+
+def test_recordings_without_a_grasp_are_refused(recording, tmp_path):
+    with h5py.File(recording, "a") as handle:
+        for demo in handle["data"].values():
+            demo["actions"][:, -1] = -1
+    with pytest.raises(DataError, match=r"a_states.hdf5: --at-grasp 1.0, but in no 4 actions"):
+        branched(recording, tmp_path, at_grasp=1.0)

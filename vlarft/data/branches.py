@@ -68,6 +68,7 @@ def branch_files(
     each: int = 4,
     length: int = 8,
     *,
+    at_grasp: float | None = None,
     seed: int = 0,
     jobs: int = 1,
     python: Path | None = None,
@@ -83,21 +84,25 @@ def branch_files(
         count: branches of each task.
         each: branches from one state.
         length: actions of a branch.
+        at_grasp: share of states, 0 to 1, in whose next `length` recorded actions the gripper
+            closes, which are few of all; None takes all states as they come.
         seed: of what is drawn.
         jobs: simulators at a time.
         python: interpreter with LIBERO; None is this one.
         progress: called now and then.
 
     Raises:
-        ConfigError: `count`, `each` or `length` is less than 1.
-        DataError: a source is damaged, or all its episodes are shorter than `length`. All are
-            checked first.
+        ConfigError: `count`, `each` or `length` is less than 1, or `at_grasp` no share.
+        DataError: a source is damaged, all its episodes are shorter than `length`, or the gripper
+            closes in none of them. All are checked first.
         BackendError: LIBERO is not available.
         SimulatorError: a simulator failed; complete files are kept.
     """
     for name, value in (("count", count), ("each", each), ("length", length)):
         if value < 1:
             raise ConfigError(f"--{name} {value}; allowed: 1 or more")
+    if at_grasp is not None and not 0 <= at_grasp <= 1:
+        raise ConfigError(f"--at-grasp {at_grasp}; allowed: 0 to 1")
     files = [check_source(number, *pair) for number, pair in enumerate(work)]
     if not files:
         return
@@ -107,6 +112,11 @@ def branch_files(
         if longest < length:
             raise DataError(
                 f"{file.source}: --length {length}, but the longest episode has {longest} actions"
+            )
+        if at_grasp and not _grasps(episodes, length):
+            raise DataError(
+                f"{file.source}: --at-grasp {at_grasp}, but in no {length} actions of a recorded "
+                "episode the gripper closes"
             )
     spread = spread_of(np.concatenate([e.actions for task in recorded for e in task]))
     ask("versions", python)
@@ -118,11 +128,14 @@ def branch_files(
     def branch(simulator: RemoteSimulator, file: StateFile) -> None:
         rng = np.random.default_rng([seed, int(file.meta["task_id"])])
         episodes = [e for e in recorded[file.task] if len(e.actions) >= length]
+        grasps = _grasps(episodes, length)
         with whole_hdf5(file.destination) as out:
             data = out.create_group("data")
             data.attrs.update(file.meta | {"num_demos": count, "total": count * length})
             for number in range(count):
-                if number % each == 0:
+                if number % each == 0 and at_grasp is not None and rng.random() < at_grasp:
+                    episode, start = grasps[rng.integers(len(grasps))]
+                elif number % each == 0:
                     episode = episodes[rng.integers(len(episodes))]
                     start = int(rng.integers(len(episode.actions) - length + 1))
                 _add(simulator, data, number, episode, start, length, spread, rng)
@@ -133,6 +146,18 @@ def branch_files(
         raise SimulatorError(f"{file.source}: {error}") from error
 
     run_by_task(files, jobs, open_file, branch, failed)
+
+
+def _grasps(episodes: Sequence[_Recording], length: int) -> list[tuple[_Recording, int]]:
+    """Episodes and starts, in whose next `length` actions the gripper goes from open to closed."""
+    found = []
+    for episode in episodes:
+        closed = episode.actions[:, -1] > 0
+        closes = np.flatnonzero(~closed[:-1] & closed[1:])  # the last open action
+        for start in range(len(closed) - length + 1):
+            if ((start <= closes) & (closes < start + length - 1)).any():
+                found.append((episode, start))
+    return found
 
 
 def spread_of(actions: Float32Array) -> Spread:

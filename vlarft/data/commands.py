@@ -164,6 +164,12 @@ def branch_command(
     count: Annotated[int, typer.Option(help="Branches of each task.")] = 400,
     each: Annotated[int, typer.Option(help="Branches from one recorded state.")] = 4,
     length: Annotated[int, typer.Option(help="Actions of a branch.")] = 8,
+    at_grasp: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of states in whose next actions the gripper closes [default: as recorded].",
+        ),
+    ] = None,
     seed: Seed = 0,
     jobs: Jobs = 1,
     python: Python = None,
@@ -179,7 +185,17 @@ def branch_command(
     Example: vlarft data branch recordings/libero_object --out branches --jobs 2
     """
     with _new_files(paths, out, "states", "branches", count, overwrite, json_file) as (work, show):
-        branch_files(work, count, each, length, seed=seed, jobs=jobs, python=python, progress=show)
+        branch_files(
+            work,
+            count,
+            each,
+            length,
+            at_grasp=at_grasp,
+            seed=seed,
+            jobs=jobs,
+            python=python,
+            progress=show,
+        )
 
 
 @app.command("stats")

@@ -6,7 +6,7 @@ import torch
 
 from tests.data.libero_files import write_libero
 from vlarft.data.libero import read_episodes
-from vlarft.data.windows import Windows, data_fingerprint, moving_mask
+from vlarft.data.windows import Windows, data_fingerprint, grasp_starts, moving_mask
 from vlarft.errors import DataError, ShapeError
 
 
@@ -90,3 +90,15 @@ def test_a_fingerprint_is_of_the_content_and_of_the_order(episodes):
         data_fingerprint(Windows(episodes, 7)),
     ):
         assert other != same
+
+
+def test_grasps_are_windows_in_which_the_gripper_closes(episodes):
+    for number, gripper in enumerate(
+        ([-1] * 6 + [1] * 2, [-1] * 3, [1, -1, -1, -1, 1, 1, -1, 1, 1, 1])
+    ):
+        episodes[number].actions[:, -1] = gripper
+    windows = Windows(episodes, frames=3)
+    found = windows.grasps()
+    assert windows.episode[found].tolist() == [0, 0, 2, 2, 2, 2]
+    assert windows.start[found].tolist() == [4, 5, 2, 3, 5, 6]
+    assert not len(grasp_starts(episodes[0].actions[:2], 3))

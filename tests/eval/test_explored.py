@@ -87,6 +87,19 @@ def test_a_lean_is_the_push_without_an_error() -> None:
     assert low["z"].interval[1] < -0.1
 
 
+def test_mean_pushes_point_where_all_groups_are_off() -> None:
+    random = torch.Generator().manual_seed(5)
+    ways = torch.randn(400, 16, 3, generator=random, dtype=torch.float64)
+    expert = torch.tensor([0.5, 0, -0.5], dtype=torch.float64).expand(400, 3)  # of a mean of 0
+    found = pushes(way_error(ways, expert[:, None]), ways, expert, torch.arange(400) // 4)
+    means, right = found.means(), found.right_means()
+    assert list(means) == list(right) == ["x", "y", "z", "along"]
+    assert all(mean.value == pytest.approx(right[axis]) for axis, mean in means.items())
+    assert means["x"].interval[0] > 0.1
+    assert means["z"].interval[1] < -0.1
+    assert abs(means["y"].value) < 0.05
+
+
 def test_imagined_distance_follows_the_way(engine, policy, windows) -> None:
     """The bundled world model orders a wide exploration far better than chance."""
     seen = []
@@ -101,6 +114,8 @@ def test_imagined_distance_follows_the_way(engine, policy, windows) -> None:
     assert found.actions_way.value > 0.3
     assert found.agreement.value > 0.3
     assert str(found.way) in found.lines()[0]
+    assert f"z {found.means['z']}" in found.lines()[-1]
+    assert f"z {found.right_means['z']:.2f}" in found.lines()[-1]
 
 
 def test_a_judge_that_knows_the_way_correlates_fully(engine, policy, windows, monkeypatch) -> None:

@@ -162,6 +162,20 @@ def test_command(capsys):
     assert len(found["checks"]) == 5
 
 
+def test_only_grasps(capsys):
+    asked = ["eval", "reward", "--windows", "4", "--rollouts", "4", "--seeds", "2", "--no-horizon"]
+    assert run_command([*asked, "--at-grasp", "--json", "-"]) == 0
+    grasps = json.loads(capsys.readouterr().out)
+    assert run_command([*asked, "--json", "-"]) == 0
+    assert grasps["checks"] != json.loads(capsys.readouterr().out)["checks"]
+
+
+def test_data_without_grasps_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(Windows, "grasps", lambda _: torch.arange(1))
+    assert run_command(["eval", "reward", "--at-grasp"]) == 2
+    assert "--at-grasp: the gripper closes in 1 windows of this data" in capsys.readouterr().err
+
+
 def test_options_of_the_simulator_need_it(tmp_path, capsys):
     assert run_command(["eval", "reward", "--states", str(tmp_path)]) == 2
     assert "--states and --python are about the simulator; add --simulator" in (

@@ -57,6 +57,7 @@ def summary():
             "way_averaged": figure(0.57), "agreement": figure(0.8), "actions": figure(0.4),
             "actions_way": figure(0.57), "spread": 0.61,
             "pushes": {"x": figure(0.2), "along": figure(1.0)}, "leans": {"x": figure(-0.04)},
+            "means": {"x": figure(0.02)}, "right_means": {"x": 0.28},
         },
         "entries": {"windows": 48, "distance": {"dx": figure(0.0028), "dy": figure(0.0064)}},
         "outcomes": {
@@ -87,7 +88,7 @@ def test_verdict_checks_and_a_table_for_each(summary, tmp_path):
     ]  # fmt: skip
     assert tables["Conventions"].rows[1][2] == "+0.226 (+0.126 to +0.326)"
     assert [row[1][:4] for row in tables["What the policy tries"].rows] == [
-        "0.53", "0.57", "0.40", "0.57", "0.80", "0.20", "1.00", "−0.0",
+        "0.53", "0.57", "0.40", "0.57", "0.80", "0.20", "1.00", "−0.0", "0.02",
     ]  # fmt: skip
     assert tables["Against the simulator"].rows[1][1:] == [
         "–", "0.80 (0.70 to 0.90)", "0.70 (0.60 to 0.80)", "0.60 (0.50 to 0.70)", "4",

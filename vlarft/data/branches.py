@@ -23,6 +23,7 @@ from vlarft.data.libero import (
     whole_hdf5,
 )
 from vlarft.data.render import StateFile, check_source
+from vlarft.data.windows import grasp_starts
 from vlarft.errors import ConfigError, DataError, SimulatorError
 from vlarft.libero.parallel import run_by_task
 from vlarft.libero.remote import RemoteSimulator, ask
@@ -149,15 +150,8 @@ def branch_files(
 
 
 def _grasps(episodes: Sequence[_Recording], length: int) -> list[tuple[_Recording, int]]:
-    """Episodes and starts, in whose next `length` actions the gripper goes from open to closed."""
-    found = []
-    for episode in episodes:
-        closed = episode.actions[:, -1] > 0
-        closes = np.flatnonzero(~closed[:-1] & closed[1:])  # the last open action
-        for start in range(len(closed) - length + 1):
-            if ((start <= closes) & (closes < start + length - 1)).any():
-                found.append((episode, start))
-    return found
+    """Episodes and starts, in whose next `length` actions the gripper closes."""
+    return [(e, int(start)) for e in episodes for start in grasp_starts(e.actions, length)]
 
 
 def spread_of(actions: Float32Array) -> Spread:

@@ -102,6 +102,15 @@ class Windows:
         """The different instructions, sorted."""
         return sorted({episode.instruction for episode in self.episodes})
 
+    def grasps(self) -> torch.Tensor:
+        """Numbers of the windows in which the gripper closes, int64."""
+        first = torch.searchsorted(self.episode, torch.arange(len(self.episodes)))
+        found = [
+            first[number] + torch.from_numpy(grasp_starts(episode.actions, self.frames))
+            for number, episode in enumerate(self.episodes)
+        ]
+        return torch.cat(found)
+
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor) -> WindowBatch:
         """Gather windows on the CPU.
 
@@ -127,6 +136,20 @@ class Windows:
             episode=episode,
             start=start,
         )
+
+
+def grasp_starts(actions: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.int64]:
+    """Starts in whose `length` actions the gripper goes from open to closed.
+
+    Args:
+        actions: float [L, 7], raw LIBERO units; a gripper above 0 is closed.
+        length: actions of a window.
+    """
+    closed = actions[:, -1] > 0
+    last_open = np.flatnonzero(~closed[:-1] & closed[1:])
+    starts = np.arange(max(0, len(actions) - length + 1))[:, None]
+    inside = (starts <= last_open) & (last_open + 1 < starts + length)
+    return np.flatnonzero(inside.any(1))
 
 
 def data_fingerprint(windows: Windows) -> dict[str, Any]:

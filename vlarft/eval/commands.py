@@ -232,6 +232,9 @@ def eval_reward(
     windows: Annotated[
         int, typer.Option(min=2, help="Windows, spread evenly over the episodes.")
     ] = 48,
+    at_grasp: Annotated[
+        bool, typer.Option("--at-grasp", help="Only windows in which the gripper closes.")
+    ] = False,
     rollouts: Annotated[int, typer.Option(min=4, help="Perturbed actions of a window.")] = 8,
     seeds: Annotated[int, typer.Option(min=2, help="Noise seeds of each.")] = 4,
     horizon: Annotated[
@@ -308,6 +311,14 @@ def eval_reward(
         sampling = sampling_of(engine, seed=seed, temperature=temperature, top_p=top_p, noise=None)
         chosen = load_windows(data or [DEMOS], split, engine.world.layout)
         picked = spread_windows(len(chosen), windows)
+        if at_grasp:
+            grasps = chosen.grasps()
+            if len(grasps) < 2:
+                raise DataError(
+                    f"--at-grasp: the gripper closes in {len(grasps)} windows of this data; give "
+                    "more of it, or leave the option out"
+                )
+            picked = grasps[spread_windows(len(grasps), windows)]
         tried = None
         if policy:
             explored_with = wanted.exploration.settings()
@@ -374,6 +385,7 @@ def eval_reward(
             "data": [str(path) for path in data or [DEMOS]],
             "split": split,
             "windows": windows,
+            "at_grasp": at_grasp,
             "rollouts": rollouts,
             "seeds": seeds,
             "simulator": simulator,

@@ -45,6 +45,8 @@ class Explored:
             distance gives: 1 as much as a reward that knows the way, 0 nothing.
         leans: likewise, the push that it gives where the right one is 0: a policy that is right is
             pushed off by it. 0 is none.
+        means: likewise, the mean push over all groups: where they go together.
+        right_means: the mean of the right push.
         spread: standard deviation of the asked way within a group, raw units, mean over x, y, z.
     """
 
@@ -58,6 +60,8 @@ class Explored:
     actions_way: Estimate
     pushes: dict[str, Estimate]
     leans: dict[str, Estimate]
+    means: dict[str, Estimate]
+    right_means: dict[str, float]
     spread: float
 
     def lines(self) -> list[str]:
@@ -72,6 +76,10 @@ class Explored:
             + ", ".join(f"{axis} {share}" for axis, share in self.pushes.items()),
             "the push where that one is none: "
             + ", ".join(f"{axis} {lean}" for axis, lean in self.leans.items()),
+            "the mean push: "
+            + ", ".join(f"{axis} {mean}" for axis, mean in self.means.items())
+            + "; right would be "
+            + ", ".join(f"{axis} {mean:.2f}" for axis, mean in self.right_means.items()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +95,8 @@ class Explored:
             "actions_way": self.actions_way.to_dict(),
             "pushes": {axis: share.to_dict() for axis, share in self.pushes.items()},
             "leans": {axis: lean.to_dict() for axis, lean in self.leans.items()},
+            "means": {axis: mean.to_dict() for axis, mean in self.means.items()},
+            "right_means": self.right_means,
             "spread": self.spread,
         }
 
@@ -142,6 +152,18 @@ class Pushes:
             return height - slope * middle
 
         return self._estimates(lean)
+
+    def means(self) -> dict[str, Estimate]:
+        """Mean over groups of the push."""
+
+        def mean(weights: Tensor, given: Tensor, right: Tensor) -> Tensor:  # noqa: ARG001
+            return (weights @ given) / weights.sum(-1)
+
+        return self._estimates(mean)
+
+    def right_means(self) -> dict[str, float]:
+        """Mean over groups of the right push."""
+        return dict(zip((*AXES, ALONG), self.right.mean(0).tolist(), strict=True))
 
     def _estimates(self, figure: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Estimate]:
         """`figure(weights, given, right)` of each axis, episodes drawn anew for its interval."""
@@ -259,5 +281,7 @@ def measure_explored(
         actions_way=alike([(error, way)]),
         pushes=pushed.shares(),
         leans=pushed.leans(),
+        means=pushed.means(),
+        right_means=pushed.right_means(),
         spread=float(ways.std(1).mean()),
     )

@@ -169,6 +169,13 @@ def _tables(summary: Found) -> Iterator[TableData]:
                     [f"push where the right one is 0, {axis}", _figure(lean)]
                     for axis, lean in explored.get("leans", {}).items()
                 ),
+                *(
+                    [
+                        f"mean push, {axis}; right would be {explored['right_means'][axis]:.2f}",
+                        _figure(mean),
+                    ]
+                    for axis, mean in explored.get("means", {}).items()
+                ),
             ],
             f"{explored['windows']} groups of {explored['rollouts']} rollouts, drawn as "
             "fine-tuning draws them. The way is where a chunk sends the hand: the sum of its "

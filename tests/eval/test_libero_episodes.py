@@ -181,21 +181,33 @@ def test_films_are_named_by_what_they_show(tmp_path):
 
 def test_arms_are_the_policies_blind_ones_and_a_replay():
     policies = [build_policy("tiny", STATISTICS, seed=seed) for seed in range(3)]
-    arms = build_arms(policies[0], policies[1:], (4, 5), {0: demonstration()})
+    arms = build_arms(policies[:1], policies[1:], (4, 5), {0: demonstration()})
     names = ["before", "after", "before, blind", "after, blind", "replay"]
     assert [arm.name for arm in arms] == names
     identities = [json.dumps(arm.contestants[seed].identity) for arm in arms for seed in (4, 5)]
     assert len(set(identities)) == 7  # before, blind before and replay are the same for both seeds
-    assert len(build_arms(policies[0], [], (0,), {0: demonstration()})) == 3
+    assert len(build_arms(policies[:1], [], (0,), {0: demonstration()})) == 3
     with pytest.raises(ConfigError, match="2 times --after and 3 seeds"):
-        build_arms(policies[0], policies[1:], (0, 1, 2), {})
+        build_arms(policies[:1], policies[1:], (0, 1, 2), {})
+
+
+def test_each_seed_may_have_a_policy_to_compare_with():
+    policies = [build_policy("tiny", STATISTICS, seed=seed) for seed in range(4)]
+    arms = build_arms(policies[:2], policies[2:], (4, 5), {0: demonstration()})
+    played = {arm.name: [arm.contestants[seed].identity for seed in (4, 5)] for arm in arms}
+    single = build_arms(policies[1:2], [], (5,), {0: demonstration()})
+    assert played["before"][1] == single[0].contestants[5].identity
+    assert played["before, blind"][1] == single[1].contestants[5].identity
+    assert len({json.dumps(identity) for two in played.values() for identity in two}) == 9
+    with pytest.raises(ConfigError, match="2 times --policy and 3 seeds"):
+        build_arms(policies[:2], policies[2:3], (0, 1, 2), {})
 
 
 def test_controls_play_what_the_policies_play():
     before, after, other = (build_policy("tiny", STATISTICS, seed=seed) for seed in range(3))
     seeds, replayed = (0, 1), {0: demonstration()}
     controls = {"permuted": [other], "cloned": [other, after]}
-    arms = build_arms(before, [after], seeds, replayed, controls, baselines=2)
+    arms = build_arms([before], [after], seeds, replayed, controls, baselines=2)
     assert [(arm.name, arm.starts) for arm in arms] == [
         ("before", None), ("after", None), ("permuted", None), ("cloned", None),
         ("before, blind", 2), ("after, blind", 2), ("replay", 2),
@@ -204,12 +216,12 @@ def test_controls_play_what_the_policies_play():
     assert identities[2] == [identities[3][0]] * 2
     assert identities[3][1] == identities[1][1]
     with pytest.raises(ConfigError, match="2 times --control cloned and 3 seeds"):
-        build_arms(before, [after], (0, 1, 2), replayed, controls)
+        build_arms([before], [after], (0, 1, 2), replayed, controls)
     with pytest.raises(ConfigError, match=r"--control permuted: .* add --after"):
-        build_arms(before, [], seeds, replayed, {"permuted": [other]})
+        build_arms([before], [], seeds, replayed, {"permuted": [other]})
     for taken in ("after", "replay", "after, blind"):
         with pytest.raises(ConfigError, match="this name is taken"):
-            build_arms(before, [after], (0, 1, 2), replayed, {taken: [other, other]})
+            build_arms([before], [after], (0, 1, 2), replayed, {taken: [other, other]})
 
 
 @pytest.fixture
@@ -225,9 +237,10 @@ def evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr(libero.remote, "RemoteSimulator", lambda *_: FakeScene(size=32))
     policy = build_policy("tiny", STATISTICS)
 
-    def make(after=(), **config):
-        policies = [(tmp_path / "before", policy), *((tmp_path / "after", p) for p in after)]
-        return Evaluation(LiberoConfig(**config), policies, [tmp_path])
+    def make(after=(), before=(policy,), **config):
+        before = [(tmp_path / f"before-{i}", p) for i, p in enumerate(before)]
+        tuned = [(tmp_path / "after", p) for p in after]
+        return Evaluation(LiberoConfig(**config), before, tuned, [tmp_path])
 
     return make
 
@@ -262,6 +275,9 @@ def test_mistakes_are_named(evaluation):
         evaluation(suite="libero_90")
     with pytest.raises(ConfigError, match="standard starts are the same for each"):
         evaluation(starts="standard", seeds=(0, 1))
+    two = evaluation(before=[build_policy("tiny", STATISTICS, seed=s) for s in (0, 1)],
+                     starts="standard", seeds=(0, 1), episodes=1)  # fmt: skip
+    assert sorted(seed for seed, _ in two.starts) == [0, 0, 1, 1]
     other = build_policy(_other_size(), STATISTICS)
     with pytest.raises(ConfigError, match=r"pictures of \[32, 64\] px"):
         evaluation([other])

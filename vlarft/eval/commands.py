@@ -43,7 +43,10 @@ def _group() -> None:
 
 @app.command("libero")
 def eval_libero(
-    policy: PolicyFolder = None,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(help="Policy folder [default: bundled]; repeat for one a seed."),
+    ] = None,
     after: Annotated[
         list[Path] | None,
         typer.Option(help="A fine-tuned policy to compare it with; repeat for one a seed."),
@@ -132,7 +135,8 @@ def eval_libero(
 
         evaluation = Evaluation(
             config,
-            opened([policy or POLICY, *(after or [])]),
+            opened(policy or [POLICY]),
+            opened(after or []),
             data or [DEMOS],
             python,
             {name: opened(folders) for name, folders in controls.items()},

@@ -69,7 +69,8 @@ class Evaluation:
 
     Args:
         config: what is evaluated.
-        policies: the policy, then none, one or one a seed to compare it with; by folder.
+        before: the policy, or one a seed; by folder.
+        after: none, one or one a seed to compare it with; by folder.
         data: recordings that the policies learned from.
         python: interpreter with LIBERO; None is this one.
         controls: by name, one policy or one a seed, each compared with both; by folder.
@@ -84,7 +85,8 @@ class Evaluation:
     def __init__(
         self,
         config: LiberoConfig,
-        policies: Sequence[tuple[Path, FlowPolicy]],
+        before: Sequence[tuple[Path, FlowPolicy]],
+        after: Sequence[tuple[Path, FlowPolicy]],
         data: Sequence[Path],
         python: Path | None = None,
         controls: Mapping[str, Sequence[tuple[Path, FlowPolicy]]] = MappingProxyType({}),
@@ -93,7 +95,7 @@ class Evaluation:
         steps = config.max_steps or MAX_STEPS.get(config.suite)
         if steps is None:
             raise ConfigError(f"--suite {config.suite}: no customary length; give --max-steps")
-        every = [*policies, *(policy for folders in controls.values() for policy in folders)]
+        every = [policy for folders in (before, after, *controls.values()) for policy in folders]
         sizes = {policy.config.encoder.image_size for _, policy in every}
         if len(sizes) > 1:
             raise ConfigError(f"policies see pictures of {sorted(sizes)} px; compare equal ones")
@@ -113,18 +115,17 @@ class Evaluation:
             final=config.final,
         )
         perturbed = perturb_starts(starts, config.perturb)
-        single = max(len(compared) for compared in (policies[1:], *controls.values())) < 2
+        single = max(len(policies) for policies in (before, after, *controls.values())) < 2
         if config.starts == STANDARD and len(config.seeds) > 1 and single:
             if not perturbed:
                 raise ConfigError(
                     f"{len(config.seeds)} seeds: standard starts are the same for each; give one "
-                    "--after a seed, or one seed, or --perturb"
+                    "--policy or --after a seed, or one seed, or --perturb"
                 )
             starts = [(seed, start) for seed, start in starts if seed == config.seeds[0]]
         self.starts = starts + perturbed
-        (_, before), *after = policies
         self.arms = build_arms(
-            before,
+            [policy for _, policy in before],
             [policy for _, policy in after],
             config.seeds,
             replays(tasks, names, known),
@@ -185,7 +186,7 @@ class Evaluation:
 
 
 def build_arms(
-    before: FlowPolicy,
+    before: Sequence[FlowPolicy],
     after: Sequence[FlowPolicy],
     seeds: Sequence[int],
     replayed: dict[int, Float32Array],
@@ -195,7 +196,7 @@ def build_arms(
     """The policies, the controls, the policies blind, and the replay.
 
     Args:
-        before: the policy to compare with, or the only one.
+        before: the policies to compare with, or the only ones: one for all seeds, or one a seed.
         after: none, one for all seeds, or one a seed.
         seeds: of the evaluation.
         replayed: actions of a demonstration of each task.
@@ -210,10 +211,11 @@ def build_arms(
             raise ConfigError(f"--control {name}: it stands beside a tuned policy; add --after")
         if not is_control(name):
             raise ConfigError(f"--control {name}: this name is taken; give another")
-    named = {BEFORE: [before], AFTER: after, **controls}
+    named = {BEFORE: before, AFTER: after, **controls}
+    options = {BEFORE: "--policy", AFTER: "--after"}
     for name, policies in named.items():
         if len(policies) not in (0, 1, len(seeds)):
-            asked = f"--control {name}" if name in controls else "--after"
+            asked = options.get(name, f"--control {name}")
             raise ConfigError(
                 f"{len(policies)} times {asked} and {len(seeds)} seeds; "
                 "allowed: one policy, or one a seed"

@@ -106,7 +106,7 @@ def _group() -> None:
 def demo(
     run: Annotated[
         Path | None,
-        typer.Option(help="Run folder [default: runs/demo, or runs/demo-from-scratch]."),
+        typer.Option(help="Run folder (default: runs/demo, or runs/demo-from-scratch)."),
     ] = None,
     config: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "demo",
     settings: Settings = None,
@@ -147,7 +147,7 @@ def rft(
     policy: PolicyFolder = None,
     data: Data = None,
     config: Annotated[
-        str | None, typer.Option(help="Preset name or YAML file [default: the paper's values].")
+        str | None, typer.Option(help="Preset name or YAML file (default: the paper's values).")
     ] = None,
     settings: Settings = None,
     seeds: Annotated[
@@ -330,7 +330,7 @@ def ablate(
 def record(
     out: Annotated[Path, typer.Option(help="Folder of the recordings; continued when it exists.")],
     suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
-    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 (default: all).")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Tries of each task.")] = 10,
     starts: Annotated[
         str, typer.Option(help="Kinds in turn: standard, moved, swapped, spoilt (docs/data.md).")

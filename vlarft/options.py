@@ -12,13 +12,13 @@ from vlarft.terminal import say
 
 Data = Annotated[
     list[Path] | None,
-    typer.Option("--data", help="LIBERO HDF5 files or folders [default: bundled episodes]."),
+    typer.Option("--data", help="LIBERO HDF5 files or folders (default: bundled episodes)."),
 ]
 World = Annotated[
-    Path | None, typer.Option("--world", help="World-model folder [default: bundled].")
+    Path | None, typer.Option("--world", help="World-model folder (default: bundled).")
 ]
 PolicyFolder = Annotated[
-    Path | None, typer.Option("--policy", help="Policy folder [default: bundled].")
+    Path | None, typer.Option("--policy", help="Policy folder (default: bundled).")
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value; dots reach nested keys.")
@@ -29,7 +29,7 @@ Backend = Annotated[
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the world model.")]
 CacheDtype = Annotated[
     Literal["float8_e4m3fn"] | None,
-    typer.Option(help="Of its keys and values [default: of the world model]."),
+    typer.Option(help="Of its keys and values (default: of the world model)."),
 ]
 Attention = Annotated[
     Literal["sdpa", "flash-attn", "xformers"], typer.Option(help="Of the prompt's prefill.")
@@ -41,12 +41,12 @@ Metric = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of the world model's noise.")]
 Temperature = Annotated[
-    float | None, typer.Option(help="0 is greedy [default: of the world's layout.json].")
+    float | None, typer.Option(help="0 is greedy (default: of the world's layout.json).")
 ]
 TopP = Annotated[
-    float | None, typer.Option(help="Probability mass that may be drawn [default: likewise].")
+    float | None, typer.Option(help="Probability mass that may be drawn (default: likewise).")
 ]
-Noise = Annotated[str | None, typer.Option(help="shared or independent [default: likewise].")]
+Noise = Annotated[str | None, typer.Option(help="shared or independent (default: likewise).")]
 
 
 def done(console: Console, lines: Sequence[str], path: Path) -> None:

@@ -19,7 +19,7 @@ JsonFile = Annotated[
 Jobs = Annotated[int, typer.Option(min=1, help="Simulators at a time, each a process.")]
 Python = Annotated[
     Path | None,
-    typer.Option(help="Interpreter that has LIBERO [default: the one that runs vlarft]."),
+    typer.Option(help="Interpreter that has LIBERO (default: the one that runs vlarft)."),
 ]
 
 

@@ -1,8 +1,11 @@
+import importlib
 import subprocess
 import sys
 import time
 
 import pytest
+import typer
+from rich.text import Text
 
 from vlarft import cli
 from vlarft.cli import run_command
@@ -31,6 +34,24 @@ def test_help_shows_an_example(command, capsys):
     assert "Usage: vlarft" in text
     if command not in (["bench"], ["data"], ["train"], ["eval"], ["weights"]):
         assert "Example: vlarft" in " ".join(text.split())
+
+
+def _commands(command, name=()):
+    yield name, command
+    for child, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, (*name, child))
+
+
+def test_no_help_is_lost_to_markup():
+    """A word in brackets is a style to rich, which leaves it out."""
+    modules = [importlib.import_module(module) for module in cli._SUBCOMMANDS.values()]
+    seen = 0
+    for app in (cli.app, *(module.app for module in modules)):
+        for name, command in _commands(typer.main.get_command(app)):
+            for text in (command.help, *(getattr(p, "help", None) for p in command.params)):
+                assert text is None or Text.from_markup(text).plain == text, name
+                seen += text is not None
+    assert seen > 200
 
 
 def test_help_does_not_load_torch():

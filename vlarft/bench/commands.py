@@ -53,15 +53,15 @@ def run_command(
     ),
     cache_dtype: Annotated[
         str | None,
-        typer.Option(help="float8_e4m3fn: of keys and values, on a GPU [default: dtype's]."),
+        typer.Option(help="float8_e4m3fn: of keys and values, on a GPU (default: dtype's)."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     baselines: Annotated[str, typer.Option(help="all, none, or names with commas.")] = "all",
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Quiet rounds [default: 7; 3 when one exceeds a minute]."),
+        typer.Option(min=1, help="Quiet rounds (default: 7; 3 when one exceeds a minute)."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of everything [default: all].")] = (
+    threads: Annotated[int | None, typer.Option(min=1, help="Of everything (default: all).")] = (
         None
     ),
     seed: Annotated[int, typer.Option(min=0, help="Of the world and its inputs.")] = 0,
@@ -253,7 +253,7 @@ def report_command(
 @app.command("limits")
 def limits_command(
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Measure with 1 and with this many [default: all].")
+        int | None, typer.Option(min=1, help="Measure with 1 and with this many (default: all).")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -277,7 +277,7 @@ def accuracy_command(
     backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
     net: Annotated[str, typer.Option(help="LPIPS backbone: alex, vgg or squeeze.")] = "alex",
     metric_file: Annotated[
-        Path | None, typer.Option(help="Its weights [default: bundled, or `vlarft weights lpips`].")
+        Path | None, typer.Option(help="Its weights (default: bundled, or `vlarft weights lpips`).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the world and its tokens.")] = 0,
     json_file: JsonFile = None,

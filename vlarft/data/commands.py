@@ -107,9 +107,10 @@ def render_command(
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Draw recorded simulator states (NAME_states.hdf5 to NAME_demo.hdf5); needs vlarft[libero].
+    """Draw recorded simulator states (NAME_states.hdf5 to NAME_demo.hdf5).
 
-    Software rendering takes up to 0.1 s a picture at any size. Files that exist are kept.
+    Needs the extra `libero`. Software rendering takes up to 0.1 s a picture at any size. Files that
+    exist are kept.
 
     Example: vlarft data render recordings/libero_object --out rendered/libero_object --jobs 2
     """
@@ -148,7 +149,7 @@ def scenes_command(
 ) -> None:
     """Draw recorded scenes with objects traded and moved, and note where they are.
 
-    For `vlarft train encoder`. Needs vlarft[libero]. Takes recordings with simulator states, as
+    For `vlarft train encoder`. Needs the extra `libero`. Takes recordings with simulator states, as
     `record` and `render` write them; only training episodes are used. Files that exist are kept.
 
     Example: vlarft data scenes rendered/libero_object --out scenes/libero_object --jobs 2
@@ -167,7 +168,7 @@ def branch_command(
     at_grasp: Annotated[
         float | None,
         typer.Option(
-            help="Share of states in whose next actions the gripper closes [default: as recorded].",
+            help="Share of states in whose next actions the gripper closes (default: as recorded).",
         ),
     ] = None,
     seed: Seed = 0,
@@ -179,7 +180,7 @@ def branch_command(
     """Execute changed actions from recorded states: what a world model should know besides.
 
     Short episodes of simulator states, to be drawn by `vlarft data render` and given to
-    `vlarft train world-model` beside the recordings. Needs vlarft[libero]. Files that exist are
+    `vlarft train world-model` beside the recordings. Needs the extra `libero`. Files that exist are
     kept.
 
     Example: vlarft data branch recordings/libero_object --out branches --jobs 2

@@ -45,7 +45,7 @@ def _group() -> None:
 def eval_libero(
     policy: Annotated[
         list[Path] | None,
-        typer.Option(help="Policy folder [default: bundled]; repeat for one a seed."),
+        typer.Option(help="Policy folder (default: bundled); repeat for one a seed."),
     ] = None,
     after: Annotated[
         list[Path] | None,
@@ -59,12 +59,12 @@ def eval_libero(
     ] = None,
     data: Data = None,
     suite: Annotated[str, typer.Option(help="LIBERO suite.")] = "libero_object",
-    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 [default: all].")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Such as 0-4,7 (default: all).")] = None,
     starts: Annotated[
         str | None,
         typer.Option(
-            help="moved, swapped or standard: docs/eval.md [default: moved; under --perturb "
-            "standard]."
+            help="moved, swapped or standard: docs/eval.md (default: moved; under --perturb "
+            "standard)."
         ),
     ] = None,
     perturb: Annotated[
@@ -74,12 +74,12 @@ def eval_libero(
     episodes: Annotated[int, typer.Option(help="Starts of each task and seed.")] = 20,
     baselines: Annotated[
         int | None,
-        typer.Option(help="Of these, those that baselines play: blind, replay [default: all]."),
+        typer.Option(help="Of these, those that baselines play: blind, replay (default: all)."),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2: each moves objects anew.")] = "0",
     shift: Annotated[float, typer.Option(help="Largest move in x and y, m.")] = 0.05,
     max_steps: Annotated[
-        int | None, typer.Option(help="Longest episode [default: customary for the suite].")
+        int | None, typer.Option(help="Longest episode (default: customary for the suite).")
     ] = None,
     final: Annotated[
         bool, typer.Option("--final", help="Initial states 40-49, kept for a last check.")
@@ -250,7 +250,7 @@ def eval_reward(
     ] = False,
     states: Annotated[
         Path | None,
-        typer.Option(help="Recorded states to execute from [default: those in the data]."),
+        typer.Option(help="Recorded states to execute from (default: those in the data)."),
     ] = None,
     python: Python = None,
     jobs: Jobs = 1,
@@ -261,7 +261,7 @@ def eval_reward(
     config: Annotated[
         str | None,
         typer.Option(
-            help="Fine-tuning's settings for --policy, its sampling too [default: the paper's]."
+            help="Fine-tuning's settings for --policy, its sampling too (default: the paper's)."
         ),
     ] = None,
     settings: Settings = None,
@@ -446,7 +446,7 @@ def eval_gradient(
     policy: PolicyFolder = None,
     data: Data = None,
     config: Annotated[
-        str | None, typer.Option(help="Fine-tuning's settings [default: the paper's].")
+        str | None, typer.Option(help="Fine-tuning's settings (default: the paper's).")
     ] = None,
     settings: Settings = None,
     batches: Annotated[int, typer.Option(min=3, help="Independent batches of rollouts.")] = 24,

@@ -123,7 +123,7 @@ def world_model_command(
     data: Data,
     run: Run,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of a trained tokenizer [default: that of --start].")
+        Path | None, typer.Option(help="Folder of a trained tokenizer (default: that of --start).")
     ] = None,
     start: Annotated[
         Path | None,

@@ -401,6 +401,25 @@ def test_eval_precision_compares_with_float32(models, capsys):
     ]
 
 
+def test_eval_policy_compares_what_is_executed(models, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(models.policy, other)
+    command = ["eval", "policy", "--policy", models.policy, "--data", models.data]
+    both = [*command, "--policy", str(other), "--split", "train", "--json", "-"]
+    assert run_command(both) == 0
+    shown = capsys.readouterr()
+    first, second = json.loads(shown.out)["policies"].values()
+    assert first["grasps"] > 0
+    assert first["changes"] is None
+    assert first["figures"] == second["figures"]
+    assert {one["value"] for one in second["changes"].values()} == {0.0}
+    assert "of the change from it" in shown.err
+    assert run_command([*command, "--policy", models.policy])
+    assert "names a folder twice" in capsys.readouterr().err
+    assert run_command([*command, "--split", "test"])
+    assert "allowed: train, val" in capsys.readouterr().err
+
+
 def test_eval_gradient_says_where_it_points(models, capsys):
     command = ["eval", "gradient", "--world", models.world, "--policy", models.policy]
     command += ["--data", models.data, "--batches", "3", "--json", "-"]

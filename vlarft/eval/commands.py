@@ -1,4 +1,4 @@
-"""`vlarft eval libero|world-model|reward|gradient|precision`; heavy imports are inside."""
+"""`vlarft eval libero|policy|world-model|reward|gradient|precision`; heavy imports are inside."""
 
 import json
 from dataclasses import asdict
@@ -401,6 +401,63 @@ def eval_reward(
         }
         summary = _write_run(run, asked, summary, clock, console)
     write_result(json_file, summary)
+
+
+@app.command("policy")
+def eval_policy(
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(help="Policy folder (default: bundled); repeat to compare with the first."),
+    ] = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    windows: Annotated[
+        int | None,
+        typer.Option(min=2, help="Windows, spread evenly over the episodes (default: all)."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What a policy would execute where the expert has been, at grasps too; no world model.
+
+    Example: vlarft eval policy --policy runs/start/policy --policy runs/rft/policy --data my/data
+    """
+    from torch import Tensor
+
+    from vlarft.data.libero import read_episodes
+    from vlarft.data.windows import Windows
+    from vlarft.demo import DEMOS, POLICY, existing
+    from vlarft.eval.executed import Executed, executed_chunks, measure_executed, table
+    from vlarft.models.flow_policy import FlowPolicy
+    from vlarft.progress import progress_bar
+    from vlarft.rft.evaluation import spread_windows
+
+    if split not in ("train", "val"):
+        raise ConfigError(f"--split {split}; allowed: train, val")
+    console, folders = console_for(json_file), policy or [POLICY]
+    if len(set(folders)) < len(folders):
+        raise ConfigError("--policy names a folder twice; compare it with another one")
+    episodes = read_episodes(list(data or [DEMOS]), split=split)  # type: ignore[arg-type]
+    chunks: list[Tensor] = []
+    found: dict[str, Executed] = {}
+    for folder in folders:
+        loaded = FlowPolicy.from_pretrained(existing(folder)).eval()
+        recorded = Windows(episodes, loaded.config.horizon)
+        numbers = spread_windows(len(recorded), min(windows or len(recorded), len(recorded)))
+        if chunks and chunks[0].shape[1] != recorded.frames:
+            raise ConfigError(
+                f"--policy {folder} plans {recorded.frames} actions, the first "
+                f"{chunks[0].shape[1]}; compare policies of one horizon"
+            )
+        with progress_bar(f"asking {folder}") as progress:
+            chunks.append(executed_chunks(loaded, recorded, numbers, progress=progress))
+        expert = recorded.batch(numbers).actions
+        before = chunks[0] if len(chunks) > 1 else None
+        found[str(folder)] = measure_executed(chunks[-1], expert, recorded.episode[numbers], before)
+    console.print(table(found))
+    if len(found) > 1:
+        say(console, "brackets: 95% interval; after the first column, of the change from it")
+    summary = {"split": split, "policies": {name: one.to_dict() for name, one in found.items()}}
+    write_result(json_file, summary | {"command": command_line()})
 
 
 @app.command("precision")

@@ -54,6 +54,9 @@ if command -v compute-sanitizer > /dev/null; then
 else
   echo "compute-sanitizer: not here" | tee -a "$summary"
 fi
+# What repeating passes on the device saves beside a host that launches each: in this step's log.
+step imagine-1-passes 30 env VLARFT_CUDA_PASSES=1 "$python" -m vlarft bench run --device cuda \
+  --dtype bfloat16 --case paper-1x16 --stage imagine --baselines none --rounds 3
 bench published-1 60 --case paper-1x16 --stage imagine --baselines published --rounds 1
 bench imagine-float32 30 --case paper-1x16 --stage imagine --dtype float32 --baselines none --rounds 3
 

@@ -153,8 +153,8 @@ def test_gpus_are_asked_for_by_name(capsys):
 def test_profilers_run_the_same_command_and_its_window_only():
     command = "vlarft bench run --device cuda --profile"
     nsys, ncu = profiler_commands("tiny-imagine", command)
-    assert nsys.startswith("VLARFT_NVTX=1 nsys profile --capture-range=cudaProfilerApi ")
+    assert nsys.startswith("VLARFT_NVTX=1 VLARFT_CUDA_PASSES=1 nsys profile --capture-range=")
     assert "--cuda-graph-trace=node" in nsys
-    assert ncu.startswith("ncu --profile-from-start off --graph-profiling node ")
+    assert ncu.startswith("VLARFT_CUDA_PASSES=1 ncu --profile-from-start off --graph-profiling ")
     for line in (nsys, ncu):
         assert line.endswith(f"tiny-imagine {command}")

@@ -96,6 +96,20 @@ def test_tokens_do_not_depend_on_batch_mates_or_width(dtype, cache):
 
 @gpu
 @pytest.mark.gpu
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_loop_on_the_device_gives_the_tokens_of_a_host_that_launches_each_pass(
+    width, monkeypatch
+):
+    _, cuda = generators()
+    looped, stats = imagined(cuda, 2, 3, width=width)
+    monkeypatch.setenv("VLARFT_CUDA_PASSES", "1")
+    by_host, host_stats = imagined(cuda, 2, 3, width=width)
+    assert torch.equal(looped, by_host)
+    assert stats["passes"] == host_stats["passes"]
+
+
+@gpu
+@pytest.mark.gpu
 def test_runs_on_the_callers_stream():
     _, cuda = generators()
     expected, _ = imagined(cuda, 2, 3)

@@ -55,6 +55,6 @@ def test_one_record_of_this_gpu_is_left(ran):
     (record,) = results.iterdir()
     assert record.name == "gpu-nvidia-h200-nvl.json"
     found = json.loads(record.read_text())
-    assert len(found) == sum("bench run" in call for call in calls)
+    assert len(found) == sum("--json" in call for call in calls)
     assert "stopped.json: left out" in told
     assert f"record: {record}, {len(found)} results" in told

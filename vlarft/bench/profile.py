@@ -41,10 +41,13 @@ def run_once(request: Request, console: Console) -> None:
 
 
 def profiler_commands(name: str, command: str) -> tuple[str, str]:
-    """Command lines of nsys and ncu that run `command` and keep its window under `name`."""
+    """Command lines of nsys and ncu that run `command` and keep its window under `name`.
+
+    The host launches each pass: profilers see graphs' kernels, not surely those of a loop's body.
+    """
     return (
-        f"VLARFT_NVTX=1 nsys profile --capture-range=cudaProfilerApi --cuda-graph-trace=node "
-        f"--trace=cuda,nvtx --output={name} {command}",
-        f"ncu --profile-from-start off --graph-profiling node --set roofline --launch-count 200 "
-        f"--export {name} {command}",
+        f"VLARFT_NVTX=1 VLARFT_CUDA_PASSES=1 nsys profile --capture-range=cudaProfilerApi "
+        f"--cuda-graph-trace=node --trace=cuda,nvtx --output={name} {command}",
+        f"VLARFT_CUDA_PASSES=1 ncu --profile-from-start off --graph-profiling node --set roofline "
+        f"--launch-count 200 --export {name} {command}",
     )

@@ -34,6 +34,12 @@ inline __device__ void add_atomic(uint64_t* at, uint64_t value) {
 }
 inline __device__ void min_atomic(int* at, int value) { atomicMin(at, value); }
 
+// Whether the loop that a kernel is in goes around again (`Graph::capture_loop`).
+using Condition = cudaGraphConditionalHandle;
+inline __device__ void set_condition(Condition condition, bool value) {
+  cudaGraphSetConditional(condition, value ? 1U : 0U);
+}
+
 // Reads what another block wrote in this launch: past the first-level cache.
 inline __device__ float load_fresh(const float* from) { return __ldcg(from); }
 

@@ -145,13 +145,20 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(cudaStream_t stream) { require(cudaEventRecord(event_, stream), "an event"); }
-  void wait() { require(cudaEventSynchronize(event_), "kernels before an event"); }
+
+  // Whether all that was queued before `record` is done; `what` names that where it failed.
+  bool done(const std::string& what) const {
+    const cudaError_t status = cudaEventQuery(event_);
+    if (status == cudaErrorNotReady) return false;
+    require(status, what);
+    return true;
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
 };
 
-// Launches that are captured once and replayed as one.
+// Launches that are captured once and repeated as one.
 class Graph {
  public:
   Graph() = default;
@@ -164,13 +171,11 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
+  // What work(stream) queues.
   template <class Work>
   static Graph capture(const Work& work) {
-    cudaStream_t stream = nullptr;
-    require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
     cudaGraph_t graph = nullptr;
-    Graph out;
-    try {
+    on_side_stream([&](cudaStream_t stream) {
       require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing");
       try {
         work(stream);
@@ -179,20 +184,70 @@ class Graph {
         throw;
       }
       require(cudaStreamEndCapture(stream, &graph), "ending a capture");
-      const cudaError_t status = cudaGraphInstantiate(&out.exec_, graph, 0);
-      cudaGraphDestroy(graph);
-      require(status, "instantiating a graph");
+    });
+    return Graph(graph);
+  }
+
+  // What work(stream, again) queues, done over and over by the device itself, at least once, until
+  // one of its kernels says `set_condition(again, false)`: the host has no part in it.
+  template <class Work>
+  static Graph capture_loop(const Work& work) {
+    cudaGraph_t graph = nullptr;
+    require(cudaGraphCreate(&graph, 0), "making a graph");
+    try {
+      Condition again = 0;
+      require(cudaGraphConditionalHandleCreate(&again, graph, 1, cudaGraphCondAssignDefault),
+              "making a loop's condition");
+      cudaGraphNodeParams loop = {};
+      loop.type = cudaGraphNodeTypeConditional;
+      loop.conditional.handle = again;
+      loop.conditional.type = cudaGraphCondTypeWhile;
+      loop.conditional.size = 1;
+      cudaGraphNode_t node = nullptr;
+      require(cudaGraphAddNode(&node, graph, nullptr, nullptr, 0, &loop), "making a loop");
+      on_side_stream([&](cudaStream_t stream) {
+        cudaGraph_t body = loop.conditional.phGraph_out[0];  // the graph's own
+        require(cudaStreamBeginCaptureToGraph(stream, body, nullptr, nullptr, 0,
+                                              cudaStreamCaptureModeThreadLocal),
+                "capturing a loop");
+        try {
+          work(stream, again);
+        } catch (...) {
+          cudaStreamEndCapture(stream, &body);
+          throw;
+        }
+        require(cudaStreamEndCapture(stream, &body), "ending a loop's capture");
+      });
     } catch (...) {
-      cudaStreamDestroy(stream);
+      cudaGraphDestroy(graph);
       throw;
     }
-    cudaStreamDestroy(stream);
-    return out;
+    return Graph(graph);
   }
 
   void launch(cudaStream_t stream) const { require(cudaGraphLaunch(exec_, stream), "a graph"); }
 
  private:
+  // Takes the graph, and destroys it.
+  explicit Graph(cudaGraph_t graph) {
+    const cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
+    cudaGraphDestroy(graph);
+    require(status, "instantiating a graph");
+  }
+
+  template <class Work>
+  static void on_side_stream(const Work& work) {
+    cudaStream_t stream = nullptr;
+    require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+    try {
+      work(stream);
+    } catch (...) {
+      cudaStreamDestroy(stream);
+      throw;
+    }
+    cudaStreamDestroy(stream);
+  }
+
   cudaGraphExec_t exec_ = nullptr;
 };
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -36,6 +37,14 @@ vlarft_switch:
 
 struct EmulatedGraph {
   std::vector<std::function<void()>> work;
+  // Of a loop: what it repeats, and whether it goes around again.
+  std::shared_ptr<EmulatedGraph> body;
+  std::shared_ptr<bool> again;
+  cudaGraph_t body_address = nullptr;
+
+  void run() const {
+    for (const auto& part : work) part();
+  }
 };
 
 namespace vlarft::emulate {
@@ -79,7 +88,9 @@ thread_local Block block;
 thread_local bool backwards = false;
 thread_local int64_t taken = 0, kernels = 0, waited = 0;
 thread_local int64_t first_failure = -1;  // number of the kernel
-thread_local std::unique_ptr<EmulatedGraph> capturing;
+thread_local int64_t launched = 0;
+thread_local EmulatedGraph* capturing = nullptr;
+thread_local bool asked = false;  // whether the last event was asked for already
 
 Fiber& self() { return block.fibers[static_cast<size_t>(block.place.thread)]; }
 Warp& own_warp() { return block.warps[static_cast<size_t>(block.place.thread / kWarp)]; }
@@ -195,11 +206,15 @@ void run(dim3 grid, int threads, const std::function<void()>& body) {
 
 void run_backwards(bool yes) { backwards = yes; }
 int64_t kernels_run() { return kernels; }
+int64_t graphs_launched() { return launched; }
 int64_t waits() { return waited; }
 void fail_kernel(int64_t before) { first_failure = before < 0 ? -1 : kernels + before; }
+cudaError_t status() {
+  return first_failure >= 0 && kernels > first_failure ? cudaErrorIllegalAddress : cudaSuccess;
+}
 cudaError_t wait() {
   ++waited;
-  return first_failure >= 0 && kernels > first_failure ? cudaErrorIllegalAddress : cudaSuccess;
+  return status();
 }
 int64_t allocated_bytes() { return taken; }
 const Place& place() { return block.place; }
@@ -217,6 +232,7 @@ void submit(std::function<void()> work) {
 
 }  // namespace vlarft::emulate
 
+using vlarft::emulate::asked;
 using vlarft::emulate::capturing;
 using vlarft::emulate::taken;
 
@@ -285,7 +301,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return vlarft::emulate::wait(); }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-  capturing = std::make_unique<EmulatedGraph>();
+  capturing = new EmulatedGraph;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t, cudaGraph_t graph, const cudaGraphNode_t*,
+                                          const void*, size_t, cudaStreamCaptureMode) {
+  capturing = graph;
   return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
@@ -293,7 +314,28 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
-  *graph = capturing.release();
+  *graph = std::exchange(capturing, nullptr);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned) {
+  *graph = new EmulatedGraph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t graph,
+                                             unsigned at_launch, unsigned) {
+  graph->again = std::make_shared<bool>(false);
+  graph->work.push_back([again = graph->again, at_launch] { *again = at_launch != 0; });
+  *handle = reinterpret_cast<uintptr_t>(graph->again.get());
+  return cudaSuccess;
+}
+cudaError_t cudaGraphAddNode(cudaGraphNode_t*, cudaGraph_t graph, const cudaGraphNode_t*,
+                             const void*, size_t, cudaGraphNodeParams* params) {
+  graph->body = std::make_shared<EmulatedGraph>();
+  graph->work.push_back([again = graph->again, body = graph->body] {
+    while (*again) body->run();
+  });
+  graph->body_address = graph->body.get();
+  params->conditional.phGraph_out = &graph->body_address;
   return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned) {
@@ -301,7 +343,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-  for (const auto& work : exec->work) work();
+  ++vlarft::emulate::launched;
+  exec->run();
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
@@ -317,6 +360,11 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = nullptr;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return vlarft::emulate::wait(); }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+  asked = false;
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t) {  // not yet, for whoever asks first
+  return std::exchange(asked, true) ? vlarft::emulate::status() : cudaErrorNotReady;
+}
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }

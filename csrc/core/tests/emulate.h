@@ -30,8 +30,10 @@ void run(dim3 grid, int threads, const std::function<void()>& body);
 // The order in which the threads of a block run, for what follows.
 void run_backwards(bool yes);
 
-// Kernels that have run so far, and how often the host has waited for the device.
+// Kernels that have run so far, graphs that the host has launched, and how often it has waited for
+// the device.
 int64_t kernels_run();
+int64_t graphs_launched();
 int64_t waits();
 
 // The next but `before`th kernel fails: whoever waits is told from then on. Below 0: none failed.
@@ -87,6 +89,11 @@ inline void add_atomic(uint64_t* at, uint64_t value) { *at += value; }
 inline void min_atomic(int* at, int value) { *at = value < *at ? value : *at; }
 inline float load_fresh(const float* from) { return *from; }
 
+using Condition = uint64_t;  // address of the value
+inline void set_condition(Condition condition, bool value) {
+  *reinterpret_cast<bool*>(static_cast<uintptr_t>(condition)) = value;
+}
+
 }  // namespace vlarft::cuda
 
 // The part of CUDA's runtime that csrc/core/cuda/runtime.h calls.
@@ -95,6 +102,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchTimeout = 702,
   cudaErrorAssert = 710,
@@ -114,6 +122,19 @@ using cudaStream_t = void*;
 using cudaEvent_t = void*;
 using cudaGraph_t = EmulatedGraph*;
 using cudaGraphExec_t = EmulatedGraph*;
+using cudaGraphNode_t = void*;
+using cudaGraphConditionalHandle = uint64_t;
+enum { cudaGraphCondAssignDefault = 1, cudaGraphNodeTypeConditional = 13 };
+enum { cudaGraphCondTypeWhile = 1 };
+struct cudaGraphNodeParams {
+  int type = 0;
+  struct {
+    cudaGraphConditionalHandle handle = 0;
+    int type = 0;
+    unsigned size = 0;
+    cudaGraph_t* phGraph_out = nullptr;
+  } conditional;
+};
 
 const char* cudaGetErrorString(cudaError_t status);
 cudaError_t cudaGetLastError();
@@ -133,13 +154,21 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph,
+                                          const cudaGraphNode_t* after, const void* edges,
+                                          size_t count, cudaStreamCaptureMode mode);
+cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned flags);
+cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t graph,
+                                             unsigned at_launch, unsigned flags);
+cudaError_t cudaGraphAddNode(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* after,
+                             const void* edges, size_t count, cudaGraphNodeParams* params);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned flags);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
-cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 
 namespace vlarft::emulate {

@@ -4,10 +4,13 @@
 #include <list>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/cuda/runtime.h"
+#include "core/environment.h"
 #include "core/errors.h"
 #include "imagine/cuda/finish.h"
 #include "imagine/cuda/imaginer.h"
@@ -19,8 +22,9 @@ namespace vlarft::imagine::cuda {
 
 namespace {
 
-constexpr int64_t kGraphs = 4;  // shapes whose graphs are kept
-constexpr int64_t kAhead = 16;  // passes between two looks at the progress
+constexpr int64_t kGraphs = 4;                 // shapes whose graphs are kept
+constexpr int64_t kTurn = 16;                  // passes of a turn of the loop at most
+constexpr std::chrono::milliseconds kLook(1);  // between two looks at the progress
 constexpr int64_t kTimedPasses = 3;
 
 std::string words(const Request& request, const Prompts& prompts) {
@@ -29,13 +33,43 @@ std::string words(const Request& request, const Prompts& prompts) {
          std::to_string(prompts.front()->length) + ", " + std::to_string(request.frames) +
          " frames, W " + std::to_string(request.width);
 }
+constexpr const char* kKernels = "a rollout's kernels";
+
+// Until `end`, tells frames as they are finished. Nothing on the device waits for it.
+void watch(const Event& end, const volatile int32_t* progress, const Poll& poll) {
+  auto told = std::chrono::steady_clock::now();
+  while (!end.done(kKernels)) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - told >= kLook) {
+      poll(progress[0]);
+      told = now;
+    }
+    std::this_thread::yield();
+  }
+}
+
 cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+// Whether the host launches each pass and waits for it: so profilers see passes whether or not they
+// look into loops, and what the loop saves can be measured.
+bool pass_by_pass() { return switched_on("VLARFT_CUDA_PASSES"); }
+
+// Passes of a turn. With W = 1 their number is known, and a turn divides it; else the loop looks
+// after each whether it was the last, as those behind it would run without rows.
+int64_t passes_a_turn(const Shape& shape) {
+  if (shape.width > 1) return 1;
+  const int64_t all = shape.frames * shape.frame_tokens;
+  int64_t turn = std::min(kTurn, all);
+  while (all % turn != 0) --turn;
+  return turn;
+}
 
 }  // namespace
 
 struct GraphKey {
   int64_t scenes, rows_a_scene, prompt, frames, action_dim, frame_tokens, width;
   std::vector<Source> sources;
+  int64_t turn;  // passes of a turn of the loop; 0: one pass, no loop
   bool operator==(const GraphKey&) const = default;
 };
 
@@ -212,7 +246,15 @@ const Graph& TypedEngine<T, C, kDim>::graph_of(const GraphKey& key, const Rollou
     return graphs.front().graph;
   }
   const auto start = std::chrono::steady_clock::now();
-  graphs.push_front({key, Graph::capture([&](cudaStream_t own) { queue_pass(r, sizes, own); })});
+  Graph graph = key.turn == 0 ? Graph::capture([&](cudaStream_t own) { queue_pass(r, sizes, own); })
+                              : Graph::capture_loop([&](cudaStream_t own, Condition again) {
+                                  Rollout looping = r;
+                                  looping.rows.again = again;
+                                  looping.rows.loops = true;
+                                  for (int64_t i = 0; i < key.turn; ++i)
+                                    queue_pass(looping, sizes, own);
+                                });
+  graphs.push_front({key, std::move(graph)});
   if (static_cast<int64_t>(graphs.size()) > kGraphs) graphs.pop_back();
   capture_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -261,28 +303,31 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
          stream, r.rows, to_int(sizes.rows));
   launch("collecting tokens", collect_kernel, grid(1), kCollectThreads, stream, r.rows, r.pass);
 
-  const GraphKey key{shape.scenes,     shape.rows_a_scene, shape.prompt, shape.frames,
-                     shape.action_dim, shape.frame_tokens, shape.width,  sources};
-  const Graph* graph = checked() ? nullptr : &graph_of(key, r, sizes);
-  const int64_t most = shape.frames * shape.frame_tokens;
+  const GraphKey key{shape.scenes,
+                     shape.rows_a_scene,
+                     shape.prompt,
+                     shape.frames,
+                     shape.action_dim,
+                     shape.frame_tokens,
+                     shape.width,
+                     sources,
+                     pass_by_pass() ? 0 : passes_a_turn(shape)};
   Stats stats;
   try {
-    Event marks[2];
-    for (int64_t pass = 0; pass < most; ++pass) {
-      if (pass % kAhead == 0) {
-        if (shape.width > 1) {  // guesses decide how many passes there are
-          Event& mark = marks[pass / kAhead % 2];
-          if (pass >= 2 * kAhead) mark.wait();  // what was queued long ago, not what runs now
-          mark.record(stream);
-        }
+    if (checked()) {  // kernel by kernel, each waited for
+      while (progress[1] != 0) {
         poll(progress[0]);
-        if (progress[1] == 0) break;  // guesses saved the rest
-      }
-      if (graph != nullptr) {
-        graph->launch(stream);
-      } else {
         queue_pass(r, sizes, stream);
       }
+    } else if (key.turn == 0) {
+      const Graph& pass = graph_of(key, r, sizes);
+      while (progress[1] != 0) {
+        poll(progress[0]);
+        pass.launch(stream);
+        require(cudaStreamSynchronize(stream), kKernels);
+      }
+    } else {
+      graph_of(key, r, sizes).launch(stream);
     }
     launch("finishing rows", finish_kernel, grid(sizes.rows), kCollectThreads, stream, r.rows,
            to_int(sizes.rows));
@@ -290,9 +335,12 @@ Stats TypedEngine<T, C, kDim>::imagine(const Request& request, const Prompts& pr
     require(cudaMemcpyAsync(tokens, r.rows.tokens, static_cast<size_t>(count) * sizeof(int32_t),
                             cudaMemcpyDeviceToDevice, stream),
             "copying tokens");
+    Event end;
+    end.record(stream);
+    watch(end, progress, poll);
     std::vector<RowState> states(static_cast<size_t>(sizes.rows));
     copy_out(states.data(), r.rows.states, sizes.rows, stream);
-    require(cudaStreamSynchronize(stream), "a rollout's kernels");
+    require(cudaStreamSynchronize(stream), kKernels);
     for (const RowState& state : states) {
       stats += state;
       stats.passes = std::max<int64_t>(stats.passes, state.row_passes);

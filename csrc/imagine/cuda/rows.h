@@ -21,6 +21,8 @@ struct Rows {
   const int32_t* actions;  // [rows][T][A]
   int32_t* waiting;        // [1] whether a pass was sampled and is not settled yet
   int32_t* progress;       // frames that all rows have finished, rows that have not finished all
+  Condition again;         // of the loop that passes are in
+  bool loops;              // whether they are in one
   Source sources[kSources];
   int32_t source_count;
 
@@ -116,6 +118,7 @@ __device__ inline void collect(const Rows& r, const Pass& pass) {
   *r.waiting = logits_before > 0 ? 1 : 0;
   r.progress[0] = finished;
   r.progress[1] = unfinished;
+  if (r.loops) set_condition(r.again, logits_before > 0);
   system_fence();
 }
 

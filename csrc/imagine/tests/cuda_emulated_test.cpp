@@ -211,32 +211,50 @@ void check_fused_sampling(Storage storage) {
   emulate::run_backwards(false);
 }
 
-// With W = 1 the host waits once, for the tokens; with more also now and then between passes.
-void check_waits() {
+// The host has no part in a rollout: it launches one graph and waits once, for the tokens, whatever
+// the number of passes. The device stops behind the pass that finishes the last row.
+void check_loop() {
   ModelConfig config = config_of(Storage::kFloat32, 6, 400);
   config.layers = 1;
   const Model model = random_model(config);
   gpu::Imaginer imaginer(model.config, model.tensors, 0, 0);
-  const auto waits = [&](const Case& c) {
-    int64_t found = 0;
-    run(
-        c, static_cast<int32_t>(model.config.vocabulary),
-        static_cast<int32_t>(model.config.frame_codes),
-        [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
-          return imaginer.prefill(prompt_ids, scenes, length, 0, nothing);
-        },
-        [&](const Request& request, const auto& prompts, int32_t* tokens) {
-          const int64_t before = emulate::waits();
-          const Stats stats =
-              imaginer.imagine(request, {prompts.begin(), prompts.end()}, 0, nothing, tokens);
-          found = emulate::waits() - before;
-          CHECK(stats.passes > 32);
-          return stats;
-        });
-    return found;
+  const auto check = [&](const Case& c) {
+    const auto imagine = [&](const Poll& poll) {
+      return run(
+          c, static_cast<int32_t>(model.config.vocabulary),
+          static_cast<int32_t>(model.config.frame_codes),
+          [&](const int32_t* prompt_ids, int64_t scenes, int64_t length) {
+            return imaginer.prefill(prompt_ids, scenes, length, 0, nothing);
+          },
+          [&](const Request& request, const auto& prompts, int32_t* tokens) {
+            const int64_t waits = emulate::waits(), kernels = emulate::kernels_run(),
+                          graphs = emulate::graphs_launched();
+            const Stats stats =
+                imaginer.imagine(request, {prompts.begin(), prompts.end()}, 0, poll, tokens);
+            CHECK(emulate::waits() - waits == 1);
+            CHECK(emulate::graphs_launched() - graphs == 1);
+            const int64_t a_pass = 5 * model.config.layers + 3, beside = 3;
+            CHECK(emulate::kernels_run() - kernels == stats.passes * a_pass + beside);
+            CHECK(stats.passes > 32 && (c.width > 1) == (stats.passes < c.frames * c.frame_tokens));
+            return stats;
+          });
+    };
+    const Result whole = imagine(nothing);
+    // A caller who stops it gets its memory back when the rollout is over, and may go on.
+    CHECK(message_of<std::runtime_error>(
+              [&] { imagine([](int64_t) { throw std::runtime_error("stop"); }); }) == "stop");
+    CHECK(imagine(nothing).tokens == whole.tokens);
+    setenv("VLARFT_CUDA_PASSES", "1", 1);  // the host launches each pass, and waits for it
+    const int64_t graphs = emulate::graphs_launched();
+    const Result by_pass = on_gpu(imaginer, c);
+    CHECK(emulate::graphs_launched() - graphs == by_pass.stats.passes);
+    CHECK(by_pass.tokens == whole.tokens && same(by_pass.stats, whole.stats));
+    unsetenv("VLARFT_CUDA_PASSES");
   };
-  CHECK(waits({1, 2, 19, 2, 3, 40}) == 1);
-  CHECK(waits({1, 2, 19, 2, 3, 40, 2, {kLogits}}) > 1);
+  check({1, 2, 19, 2, 3, 40});
+  check({1, 2, 19, 2, 3, 40, 2, {kLogits}});
+  check({1, 2, 19, 2, 3, 41, 4, {kJacobi, kLogits}});
+  check({1, 2, 19, 1, 3, 37});  // no turn of more than one pass divides it
 }
 
 // bfloat16 rounds otherwise on the CPU, so near ties fall otherwise; most tokens are the same.
@@ -519,7 +537,7 @@ int main(int count, char** arguments) {
     check_float8_scales();
     check_float8_memory();
     check_float8_broken();
-    check_waits();
+    check_loop();
     check_broken_and_stopped();
     check_refusals();
     check_errors();

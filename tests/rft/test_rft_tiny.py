@@ -15,6 +15,7 @@ from vlarft.config import load_config
 from vlarft.data.statistics import compute_statistics
 from vlarft.data.windows import Windows
 from vlarft.engine import RolloutEngine
+from vlarft.errors import ConfigError
 from vlarft.metrics import read_metrics
 from vlarft.models.flow_policy import FlowPolicy, build_policy
 from vlarft.models.presets import build_world
@@ -171,3 +172,33 @@ def test_equal_frames_are_counted(tmp_path):
     run(tmp_path, "steps=1")
     (step,) = (m for m in read_metrics(tmp_path / "metrics.jsonl") if "reward_mean" in m)
     assert 0 <= step["frames_deduplicated"] < 1
+
+
+def test_a_mirrored_reward_is_the_same_on_both_sides_of_the_expert():
+    """Whatever the world model, and beyond the range of actions too, where they are cut."""
+    plain, mirrored = configure("rollouts=4"), configure("rollouts=4", "reward.mirrored=true")
+    engine = make_engine()
+    batch = windows(0).batch(torch.arange(2))
+    scenes = engine.encode(batch.frames[:, 0])
+    expert = batch.actions[:, None]
+    off = torch.randn(2, 2, *batch.actions.shape[1:], generator=torch.Generator().manual_seed(0))
+    actions = torch.cat([expert + off, expert - off], dim=1)
+
+    def distance(config):
+        return judge(
+            engine, scenes, actions, batch, config, seeds=[0], scale=torch.ones(7)
+        ).distance
+
+    found, alone = distance(mirrored), distance(plain)
+    assert found.shape == (2, 4)
+    assert torch.allclose(found[:, :2], found[:, 2:], atol=1e-5)
+    assert torch.allclose(found[:, :2], (alone[:, :2] + alone[:, 2:]) / 2, atol=1e-5)
+    assert (alone[:, :2] - alone[:, 2:]).abs().max() > 1e-3, (
+        "nothing to cancel: the test says nothing"
+    )
+
+
+@pytest.mark.parametrize("kind", ["actions", "success"])
+def test_a_mirrored_reward_compares_frames(kind):
+    with pytest.raises(ConfigError, match=r"reward\.mirrored.*allowed with: imagined, recorded"):
+        configure(f"reward.kind={kind}", "reward.mirrored=true")

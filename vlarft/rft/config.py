@@ -40,11 +40,22 @@ class RewardConfig(Config):
     """Imagined frames, 1..T and increasing, that are rendered and compared; null = all of them.
 
     Rendering is most of a step's work. Evaluations always take all frames."""
+    mirrored: bool = False
+    """Imagine each rollout's mirror image at the expert too, 2 * expert - actions, and take the
+    mean of both distances: what a deviation and its opposite do not have in common cancels.
+
+    A distance of pictures grows faster to one side of the expert than to the other, and an update
+    follows: the mean of both is the same to either side. Costs twice the imagining."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.l1 == 0 and self.lpips == 0:
             raise ValueError("reward.l1 and reward.lpips are both 0: every rollout is worth 0")
+        if self.mirrored and self.kind not in ("imagined", "recorded"):
+            raise ValueError(
+                f"reward.mirrored with reward.kind = {self.kind}, which compares no imagined "
+                "frames; allowed with: imagined, recorded"
+            )
         if self.classifier is not None and self.kind != "success":
             raise ValueError(
                 f"reward.classifier is for reward.kind = success, not for {self.kind}; leave it out"

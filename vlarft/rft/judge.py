@@ -13,7 +13,7 @@ from vlarft.errors import ConfigError
 from vlarft.models.success import SuccessClassifier
 from vlarft.rft.config import RewardConfig, RFTConfig
 from vlarft.rft.evaluation import make_sampling
-from vlarft.rft.rewards import action_distance, rollout_distance
+from vlarft.rft.rewards import action_distance, mirrored, rollout_distance
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints" / "success"
 
@@ -55,7 +55,7 @@ class Outcome:
     Attributes:
         distance: float32 [P, N] on the CPU; the reward is its negative. With kind "success", the
             share of a rollout's imaginations that are not solved.
-        l1, perceptual: means over everything, or None when nothing was imagined.
+        l1, perceptual: means over everything imagined, mirror images too, or None when nothing was.
         deduplicated: share of frames that equal another one of their scene and were rendered with
             it, or None.
     """
@@ -99,6 +99,9 @@ def judge(
         return Outcome(1 - solved, None, None, None)
     chosen = config.reward.frames
     times = None if chosen is None else [number - 1 for number in chosen]
+    members = actions.shape[1]
+    if config.reward.mirrored:
+        actions = torch.cat([actions, mirrored(actions, expert)], dim=1)
     if config.reward.kind == "imagined":
         result = engine.rollout(scenes, actions, expert, sampling, seeds=seeds, times=times)
     else:
@@ -108,6 +111,8 @@ def judge(
         )
     l1, perceptual = result.l1.float().cpu(), result.perceptual.float().cpu()
     distance = rollout_distance(l1, perceptual, config.reward)
+    if config.reward.mirrored:
+        distance = (distance[:, :members] + distance[:, members:]) / 2
     deduplicated = result.stats["frames_deduplicated"] / result.stats["frames"]
     return Outcome(distance, float(l1.mean()), float(perceptual.mean()), deduplicated)
 

@@ -70,6 +70,22 @@ def action_distance(actions: Tensor, expert: Tensor, scale: Tensor) -> Tensor:
     return ((actions - expert).abs() / scale).mean((-2, -1)).float()
 
 
+def mirrored(actions: Tensor, expert: Tensor) -> Tensor:
+    """Action chunks as far from the expert's, to the other side.
+
+    Not cut to the range of actions: the world model cuts what it imagines, of a chunk and of its
+    mirror image alike, so their mean distance is the same on both sides of the expert.
+
+    Args:
+        actions: float [P, N, T, A], raw LIBERO units.
+        expert: float [P, T, A], raw units.
+
+    Returns:
+        Float [P, N, T, A], raw units; entries may lie beyond -1 and 1.
+    """
+    return 2 * expert[:, None] - actions
+
+
 def action_scale(actions: Tensor) -> Tensor:
     """Half the q01..q99 range of each action dimension; 1 where the data do not move.
 

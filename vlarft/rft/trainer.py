@@ -27,6 +27,8 @@ What differs from the paper's official code, and why (numbers: the code's defect
     gradient)  (new)
 18. Optionally, entries whose noise reaches across the range of actions are not credited: cut
     there, it pulls the mean outwards, the more the less the policy errs  (new)
+19. Optionally, a rollout is judged together with its mirror image at the expert: distances of
+    pictures grow faster to one side, which pushes even a policy that is right  (new)
 
 One step: P windows -> N action chunks each -> imagine and compare with the expert ->
 rewards [P, N] -> advantages within each scene -> clipped policy gradient + anchor -> AdamW.

@@ -66,7 +66,7 @@ define native_tests
 	ctest --test-dir build/$(1) --output-on-failure --parallel "$$(nproc)"
 endef
 
-.venv/.runtime: pyproject.toml CMakeLists.txt scripts/setup_venv.sh $(NATIVE)
+.venv/.runtime: pyproject.toml CMakeLists.txt scripts/setup_venv.sh scripts/constraints.txt $(NATIVE)
 	@bash scripts/setup_venv.sh runtime
 	@touch $@
 

@@ -5,6 +5,8 @@
 # machine's packages and installs only what is missing); else Python 3.11 or 3.12.
 # torch:  $TORCH if set; else the machine's own; else, without a GPU, torch==2.13.0 as the configured
 # index offers it; else the newest torch.
+# Others: as scripts/constraints.txt says; beside a torch for CUDA, which brings its own, any that
+# pyproject.toml allows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:?usage: scripts/setup_venv.sh runtime|dev}
@@ -75,6 +77,9 @@ elif ! has_torch "$py"; then
   fi
 fi
 
+constraints=()
+has_torch "$py" cuda || constraints=(-c scripts/constraints.txt)
+
 install_missing() { # requirements named in pyproject.toml: "build", or extras
   "$py" - "$@" <<'PY' >"$venv/requirements.txt"
 import sys
@@ -87,14 +92,14 @@ for name in sys.argv[1:]:
     else:
         print(*project["project"]["optional-dependencies"][name], sep="\n")
 PY
-  "$py" -m pip install -q -r "$venv/requirements.txt"
+  "$py" -m pip install -q "${constraints[@]}" -r "$venv/requirements.txt"
 }
 
 case $stage in
   runtime)
     say "building and installing vlarft (editable: Python files are used where they lie)"
     install_missing build
-    "$py" -m pip install -q --no-build-isolation -e . ${VLARFT_CUDA:+-C cmake.define.VLARFT_CUDA=$VLARFT_CUDA}
+    "$py" -m pip install -q "${constraints[@]}" --no-build-isolation -e . ${VLARFT_CUDA:+-C cmake.define.VLARFT_CUDA=$VLARFT_CUDA}
     ;;
   dev)
     say "installing tools for tests and lint"

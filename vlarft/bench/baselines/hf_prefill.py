@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from vlarft.bench.baselines.kv_store import CACHE
 from vlarft.bench.baselines.loop import model_in
 from vlarft.bench.measure import Context, Prepared, Timed
 
@@ -30,7 +31,7 @@ class Forward:
         """Prefill once."""
         with torch.inference_mode():
             cache = DynamicCache(config=self.model.config)
-            self.model.model(input_ids=self.prompt, past_key_values=cache, use_cache=True)
+            self.model.model(input_ids=self.prompt, use_cache=True, **{CACHE: cache})
 
 
 def build(context: Context) -> Prepared:

@@ -1,13 +1,21 @@
 """Keys and values of a whole rollout, from which a cache of any length is cut."""
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 
 _ROWS_AT_ONCE = 4
+
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in signature(LlamaModel.forward).parameters
+)
+"""What transformers calls the argument that takes a cache: another name since version 5.24."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class KeyValueStore:
                 first = DynamicCache(config=model.config)
                 shared: Any
                 own: Any
-                model.model(input_ids=ids[None], past_key_values=first, use_cache=True)
+                model.model(input_ids=ids[None], use_cache=True, **{CACHE: first})
                 members = (scene == number).nonzero()[:, 0]
                 for rows in members.split(_ROWS_AT_ONCE):
                     cache = DynamicCache(config=model.config)
@@ -75,7 +83,7 @@ class KeyValueStore:
                             shared.keys.expand(len(rows), -1, -1, -1),
                             shared.values.expand(len(rows), -1, -1, -1),
                         )
-                    model.model(input_ids=suffix[rows], past_key_values=cache, use_cache=True)
+                    model.model(input_ids=suffix[rows], use_cache=True, **{CACHE: cache})
                     for i, own in enumerate(cache.layers):
                         keys[i][rows], values[i][rows] = own.keys, own.values
         return KeyValueStore(keys, values)

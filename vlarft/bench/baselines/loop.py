@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from vlarft.bench.baselines.kv_store import KeyValueStore
+from vlarft.bench.baselines.kv_store import CACHE, KeyValueStore
 from vlarft.bench.baselines.schedule import FrameSchedule, interpolate
 from vlarft.bench.clock import now
 from vlarft.bench.measure import Context, Run, Samples
@@ -109,7 +109,7 @@ class TokenLoop(ABC):
 
     def forward(self, ids: Tensor, cache: Any) -> Tensor:
         """One pass: logits of the frame codes after the last of ids [R,W], float32 [R,C]."""
-        out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{CACHE: cache})
         logits: Tensor = out.logits[:, -1, : self.codes].float()
         return logits
 

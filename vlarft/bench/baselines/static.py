@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 from transformers import LlamaForCausalLM, StaticCache
 
-from vlarft.bench.baselines.kv_store import KeyValueStore
+from vlarft.bench.baselines.kv_store import CACHE, KeyValueStore
 from vlarft.bench.baselines.loop import TokenLoop, model_in, schedule_of
 from vlarft.bench.baselines.memory import require_cache
 from vlarft.bench.clock import now
@@ -57,7 +57,7 @@ class StaticLoop(TokenLoop):
         if len(ids) != self.rows:
             cache = StaticCache(config=self.model.config, max_cache_len=self.schedule.total)
         model = self.single if ids.shape[1] == 1 else self.model
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **{CACHE: cache})
         logits: Tensor = out.logits[:, -1, : self.codes].float()
         return logits
 
